@@ -1,0 +1,57 @@
+"""What a mixer is: the slot of every model in this library.
+
+Axes: B batch, T time, D model width. A mixer maps (B, T, D) to (B, T, D) and lets tokens see each
+other. Protocols, not base classes: anything with these methods fits.
+"""
+
+from typing import Any, Protocol
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Tokens = Float[Tensor, "B T D"]
+Token = Float[Tensor, "B D"]
+KeyMask = Bool[Tensor, "B T"]
+Borders = Int[Tensor, " S_plus_1"]
+
+
+class Mixer(Protocol):
+    """Mix a whole sequence. ``key_mask``: True = keep; ``cu_seqlens``: B = 1, without key_mask."""
+
+    def __call__(
+        self, x: Tokens, *, key_mask: KeyMask | None = None, cu_seqlens: Borders | None = None
+    ) -> Tokens:
+        """Return the mixed tokens; those at padded positions are finite and mean nothing."""
+        ...
+
+
+class CausalMixer(Mixer, Protocol):
+    """A mixer that can also go on from a state: ``forward`` is ``prefill`` from the empty one."""
+
+    def init_state(self, batch_size: int) -> Any:
+        """Return the empty past."""
+        ...
+
+    def prefill(
+        self, x: Tokens, state: Any, *, key_mask: KeyMask | None = None
+    ) -> tuple[Tokens, Any]:
+        """Mix a stretch of tokens in parallel, going on from ``state``."""
+        ...
+
+    def step(self, x_t: Token, state: Any) -> tuple[Token, Any]:
+        """Mix one more token; ``state`` stays as it is."""
+        ...
+
+    def step_(self, x_t: Token, state: Any) -> tuple[Token, Any]:
+        """Mix one more token; ``state`` may be overwritten."""
+        ...
+
+
+class CrossMixer(Protocol):
+    """Let tokens see another sequence, (B, S, D_context)."""
+
+    def __call__(
+        self, x: Tokens, context: Float[Tensor, "B S C"], *, key_mask: KeyMask | None = None
+    ) -> Tokens:
+        """Return the tokens mixed with ``context``; ``key_mask`` (B, S) belongs to the context."""
+        ...

@@ -1,0 +1,135 @@
+"""Multi-head softmax attention: the baseline in the slot, with a KV cache to decode from."""
+
+from typing import Any
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from subquad.layers.heads import Heads, Turner, check_causal, check_step
+from subquad.layers.mixer import Borders, KeyMask, Token, Tokens
+from subquad.ops.checks import check_fraction
+from subquad.ops.softmax_attention import kv_cache, softmax_attention, softmax_attention_cached
+
+
+class SoftmaxAttention(nn.Module):
+    """Mix tokens by softmax attention; a ``CausalMixer`` if ``is_causal``, else a ``Mixer``.
+
+    Args:
+        d_model: width D of the tokens.
+        num_heads: heads H.
+        is_causal: token i sees tokens j <= i only.
+        head_dim: query and key width of a head, by default d_model / num_heads.
+        value_dim: value width of a head, by default ``head_dim``.
+        bias: whether the projections have biases.
+        rotary: turn q and k by their positions (Su et al. 2021).
+        attention_dropout: share of the weights dropped in training.
+
+    Raises:
+        ValueError: if a number does not fit.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        *,
+        is_causal: bool,
+        head_dim: int | None = None,
+        value_dim: int | None = None,
+        bias: bool = True,
+        rotary: bool = False,
+        attention_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_fraction("attention_dropout", attention_dropout)
+        self.is_causal, self.attention_dropout = is_causal, attention_dropout
+        self.heads = Heads(d_model, num_heads, head_dim=head_dim, value_dim=value_dim, bias=bias)
+        self.turner = Turner(self.heads.head_dim if rotary else None)
+
+    def forward(
+        self, x: Tokens, *, key_mask: KeyMask | None = None, cu_seqlens: Borders | None = None
+    ) -> Tokens:
+        """Mix (B, T, D); see ``softmax_attention`` for the masks."""
+        x = self.heads.check(x, key_mask, cu_seqlens)
+        turn, _ = self.turner.rotation(x, None, key_mask=key_mask, cu_seqlens=cu_seqlens)
+        q, k, v = self.heads.split(x)
+        if turn is not None:
+            q, k = turn(q), turn(k)
+        y = softmax_attention(
+            q, k, v, is_causal=self.is_causal, key_mask=key_mask, cu_seqlens=cu_seqlens,
+            dropout_p=self._dropout_p(),
+        )  # fmt: skip
+        return self.heads.merge(y)
+
+    def init_state(self, batch_size: int) -> Any:
+        """Return an empty ``KVCache`` (in a ``RotaryState`` if rotary)."""
+        check_causal(self.is_causal, "init_state")
+        like, h = self.heads.out_proj.weight, self.heads
+        cache = kv_cache(batch_size, h.num_heads, h.head_dim, h.value_dim, like)
+        return self.turner.init_state(cache, batch_size, like.device)
+
+    def prefill(
+        self, x: Tokens, state: Any, *, key_mask: KeyMask | None = None
+    ) -> tuple[Tokens, Any]:
+        """Mix a stretch of tokens in parallel, going on from ``state``."""
+        return self._go_on(x, state, key_mask, in_place=False)
+
+    def step(self, x_t: Token, state: Any) -> tuple[Token, Any]:
+        """Mix one more token (B, D); ``state`` stays as it is."""
+        y, state = self._go_on(check_step(x_t, self.heads.d_model), state, None, in_place=False)
+        return y.squeeze(1), state
+
+    def step_(self, x_t: Token, state: Any) -> tuple[Token, Any]:
+        """Mix one more token (B, D) into ``state``'s own buffers; no gradient through the past."""
+        y, state = self._go_on(check_step(x_t, self.heads.d_model), state, None, in_place=True)
+        return y.squeeze(1), state
+
+    def _go_on(
+        self, x: Tokens, state: Any, key_mask: KeyMask | None, *, in_place: bool
+    ) -> tuple[Tokens, Any]:
+        check_causal(self.is_causal, "a state")
+        x = self.heads.check(x, key_mask)
+        turn, cache = self.turner.rotation(x, state, key_mask=key_mask)
+        q, k, v = self.heads.split(x)
+        if turn is not None:
+            q, k = turn(q), turn(k)
+        y, cache = softmax_attention_cached(
+            q, k, v, cache, key_mask=key_mask, dropout_p=self._dropout_p(), in_place=in_place
+        )
+        return self.heads.merge(y), self.turner.advance(cache, state, x.shape[1], key_mask)
+
+    def _dropout_p(self) -> float:
+        return self.attention_dropout if self.training else 0.0
+
+
+class SoftmaxCrossAttention(nn.Module):
+    """Let tokens see a context of width ``context_dim``, a ``CrossMixer``; options as above."""
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        *,
+        context_dim: int | None = None,
+        head_dim: int | None = None,
+        value_dim: int | None = None,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.heads = Heads(
+            d_model, num_heads, head_dim=head_dim, value_dim=value_dim, bias=bias,
+            context_dim=d_model if context_dim is None else context_dim,
+        )  # fmt: skip
+
+    def forward(
+        self,
+        x: Tokens,
+        context: Float[Tensor, "B S C"],
+        *,
+        key_mask: Bool[Tensor, "B S"] | None = None,
+    ) -> Tokens:
+        """Mix (B, T, D) with (B, S, C); ``key_mask`` (B, S) hides tokens of the context."""
+        context = self.heads.check_cross(x, context, key_mask)
+        return self.heads.merge(
+            softmax_attention(*self.heads.split_cross(x, context), key_mask=key_mask)
+        )

@@ -1,0 +1,16 @@
+"""Models over any mixer: what a user builds, trains and generates with."""
+
+from subquad.models.decoder import TransformerDecoder
+from subquad.models.encoder import TransformerEncoder
+from subquad.models.language_model import DecoderLM
+from subquad.models.pixel_model import PixelModel
+from subquad.models.saving import load_model, save_model
+
+__all__ = [
+    "DecoderLM",
+    "PixelModel",
+    "TransformerDecoder",
+    "TransformerEncoder",
+    "load_model",
+    "save_model",
+]

@@ -1,0 +1,54 @@
+"""How many sequences can be generated at once in the memory that is free."""
+
+from pathlib import Path
+
+import torch
+
+from subquad.models.decoder import TransformerDecoder
+from subquad.ops.state import state_size_bytes
+
+SHARE_OF_FREE_MEMORY = 0.5
+# A cache that grows by doubling holds up to twice its content, and the old copy while it grows.
+GROWTH_FACTOR = 3
+# Rough count of tensors as wide as the feed-forward network alive at once while a prefix is read.
+LIVE_ACTIVATIONS = 4
+
+
+def generation_batch(
+    decoder: TransformerDecoder, batch_size: int, *, seq_len: int, prefix_len: int
+) -> int:
+    """Return how many of ``batch_size`` sequences of ``seq_len`` tokens to generate at once."""
+    parameter = next(decoder.parameters())
+    free = free_memory(parameter.device)
+    if free is None:
+        return batch_size
+    per_token = LIVE_ACTIVATIONS * parameter.element_size() * _widest(decoder)
+    needed = full_state_bytes(decoder, seq_len) + prefix_len * per_token
+    return max(1, min(batch_size, int(SHARE_OF_FREE_MEMORY * free / needed)))
+
+
+def full_state_bytes(decoder: TransformerDecoder, seq_len: int) -> int:
+    """Estimate the memory of one sequence's state at full length, room to grow included."""
+    parameter = next(decoder.parameters())
+    token = parameter.new_zeros(1, 1, decoder.token_width)
+    with torch.inference_mode():
+        empty = decoder.init_state(1)
+        _, one = decoder.prefill(token, empty)
+    growth = state_size_bytes(one) - state_size_bytes(empty)
+    return state_size_bytes(empty) + GROWTH_FACTOR * growth * seq_len
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Return the free bytes of ``device``, or None where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        kilobytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
+    return int(kilobytes) * 1024
+
+
+def _widest(decoder: TransformerDecoder) -> int:
+    return max(p.shape[0] for p in decoder.parameters() if p.dim() == 2)

@@ -1,0 +1,252 @@
+"""Images as sequences of bytes: a causal transformer with a mixture-of-logistics head.
+
+Bytes run row-major, colours innermost. Byte t + 1 is predicted of bytes 0 .. t, so L - 1 bytes of
+an image are predicted and bits/dim is the mean over these; the first byte is drawn from a histogram.
+Source: Katharopoulos et al. 2020, section 4.2 and the released experiments.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+from typing_extensions import Self, Unpack
+
+from subquad.models.decoder import TransformerDecoder
+from subquad.models.memory import generation_batch
+from subquad.models.stack import StackOptions, StackState
+from subquad.ops.checks import check_ids, check_positive, check_positive_number
+from subquad.ops.logistic_mixture import logistic_mixture_log_prob, logistic_mixture_sample
+
+logger = logging.getLogger(__name__)
+
+Bytes = Int[Tensor, "B L"] | UInt8[Tensor, "B L"]
+Labels = Int[Tensor, " B"] | UInt8[Tensor, " B"]
+
+
+class PixelModel(nn.Module):
+    """Model images of ``seq_len`` bytes; L below.
+
+    Args:
+        seq_len: bytes of an image, at least 2: height * width * colours.
+        d_model: width D.
+        num_mixtures: logistics in the mixture.
+        num_classes: classes for conditional generation; None for none. A class is a vector added
+            to each token.
+        options: those of ``Stack``; positions are "sinusoidal-concat" unless given.
+
+    Raises:
+        TypeError: if an option is unknown or a number is not an int.
+        ValueError: if an option does not fit.
+    """
+
+    first_byte_counts: Tensor
+
+    def __init__(
+        self,
+        seq_len: int,
+        *,
+        d_model: int = 256,
+        num_mixtures: int = 10,
+        num_classes: int | None = None,
+        **options: Unpack[StackOptions],
+    ) -> None:
+        super().__init__()
+        check_positive("seq_len", seq_len)
+        check_positive("num_mixtures", num_mixtures)
+        if seq_len < 2:
+            raise ValueError(f"seq_len must be at least 2, got {seq_len}")
+        options.setdefault("positions", "sinusoidal-concat")
+        options.setdefault("max_len", seq_len)
+        self.config: dict[str, Any] = {
+            "seq_len": seq_len, "d_model": d_model, "num_mixtures": num_mixtures,
+            "num_classes": num_classes, **options,
+        }  # fmt: skip
+        self.seq_len, self.num_classes = seq_len, num_classes
+        self.decoder = TransformerDecoder(d_model, **options)
+        self.byte_embedding = nn.Embedding(256, self.decoder.token_width)
+        self.class_embedding: nn.Embedding | None = None
+        if num_classes is not None:
+            check_positive("num_classes", num_classes)
+            self.class_embedding = nn.Embedding(num_classes, self.decoder.token_width)
+        self.head = nn.Linear(d_model, 3 * num_mixtures)
+        self.register_buffer("first_byte_counts", torch.ones(256))
+
+    @classmethod
+    def mnist(cls, mixer: str = "linear", **overrides: Any) -> Self:
+        """Build the paper's MNIST model: 8 layers of 256, 6,359,070 parameters."""
+        settings: dict[str, Any] = {"num_layers": 8, "num_heads": 8, "d_ff": 1024, "dropout": 0.1}
+        return cls(784, d_model=256, mixer=mixer, **{**settings, **overrides})
+
+    @classmethod
+    def cifar10(cls, mixer: str = "linear", **overrides: Any) -> Self:
+        """Build the paper's CIFAR-10 model: 16 layers of 256, 12,677,150 parameters."""
+        settings: dict[str, Any] = {"num_layers": 16, "num_heads": 8, "d_ff": 1024, "dropout": 0.1}
+        return cls(3072, d_model=256, mixer=mixer, **{**settings, **overrides})
+
+    def forward(self, pixels: Bytes, labels: Labels | None = None) -> Float[Tensor, "B L-1 P"]:
+        """Return the mixture parameters of bytes 1 .. L - 1, (B, L - 1, 3 * num_mixtures).
+
+        Args:
+            pixels: bytes (B, L), any integer dtype.
+            labels: classes (B,), for a class-conditional model and for no other.
+
+        Raises:
+            TypeError: if a dtype is not an integer one.
+            ValueError: if a shape or a value does not fit.
+        """
+        self._check(pixels, labels)
+        if pixels.shape[1] != self.seq_len:
+            raise ValueError(
+                f"pixels must have shape (B, {self.seq_len}), got {tuple(pixels.shape)}"
+            )
+        parameters: Tensor = self.head(self.decoder(self._tokens(pixels[:, :-1], labels)))
+        return parameters
+
+    def nll(self, pixels: Bytes, labels: Labels | None = None) -> Float[Tensor, "B L-1"]:
+        """Return the negative log-likelihood of bytes 1 .. L - 1 in nats; over ln 2 it is bits."""
+        return -logistic_mixture_log_prob(self(pixels, labels), pixels[:, 1:].long())
+
+    def init_state(self, batch_size: int) -> StackState:
+        """Return the empty past."""
+        return self.decoder.init_state(batch_size)
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        batch_size: int,
+        *,
+        prefix: Bytes | None = None,
+        labels: Labels | None = None,
+        temperature: float = 1.0,
+        seed: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        max_batch: int | None = None,
+    ) -> UInt8[Tensor, "B L"]:
+        """Draw images byte by byte, from nothing or from their first bytes.
+
+        Image i depends on ``seed`` and i alone (to rounding), however the batch is split.
+
+        Args:
+            batch_size: images to draw.
+            prefix: the first bytes of each, (batch_size, P), 1 <= P <= L.
+            labels: classes (batch_size,), for a class-conditional model.
+            temperature: below 1 for safer, above 1 for wilder draws.
+            seed: of the draws; None takes one from torch's global generator.
+            progress: called with (bytes done, bytes in all) of the whole batch.
+            max_batch: images drawn at once; None for as many as fit in memory. A split is logged.
+
+        Raises:
+            ValueError: if a shape, value or option does not fit.
+        """
+        self._check_generate(batch_size, prefix, labels, temperature, max_batch)
+        seed = int(torch.randint(2**62, ())) if seed is None else seed
+        size = max_batch or generation_batch(
+            self.decoder,
+            batch_size,
+            seq_len=self.seq_len,
+            prefix_len=1 if prefix is None else prefix.shape[1],
+        )
+        if size < batch_size:
+            logger.warning("generating %d images in batches of %d", batch_size, size)
+        images = []
+        for first in range(0, batch_size, size):
+            rows = slice(first, min(first + size, batch_size))
+            report = None
+            if progress is not None:
+                report = _progress_of(progress, first, rows.stop - first, batch_size, self.seq_len)
+            images.append(
+                self._generate(
+                    self._uniforms(seed, range(rows.start, rows.stop)),
+                    None if prefix is None else prefix[rows],
+                    None if labels is None else labels[rows],
+                    temperature,
+                    report,
+                )
+            )
+        return torch.cat(images)
+
+    def _generate(
+        self,
+        uniforms: Float[Tensor, "B L 2"],
+        prefix: Tensor | None,
+        labels: Tensor | None,
+        temperature: float,
+        report: Callable[[int], None] | None,
+    ) -> UInt8[Tensor, "B L"]:
+        images = torch.zeros(uniforms.shape[:2], dtype=torch.long, device=uniforms.device)
+        if prefix is None:
+            below = self.first_byte_counts.cumsum(0) / self.first_byte_counts.sum()
+            images[:, 0] = torch.searchsorted(below, uniforms[:, 0, 0].contiguous(), right=True)
+        else:
+            images[:, : prefix.shape[1]] = prefix
+        start = 1 if prefix is None else prefix.shape[1]
+        state = self.init_state(len(images))
+        hidden, state = self.decoder.prefill(self._tokens(images[:, :start], labels), state)
+        hidden = hidden[:, -1]
+        for t in range(start, self.seq_len):
+            images[:, t] = logistic_mixture_sample(self.head(hidden), uniforms[:, t], temperature)
+            if report is not None:
+                report(t + 1)
+            if t + 1 < self.seq_len:
+                token = self._tokens(images[:, t : t + 1], labels).squeeze(1)
+                hidden, state = self.decoder.step_(token, state)
+        return images.to(torch.uint8)
+
+    def _tokens(self, pixels: Tensor, labels: Tensor | None) -> Float[Tensor, "B T E"]:
+        tokens: Tensor = self.byte_embedding(pixels.int())
+        if self.class_embedding is not None and labels is not None:
+            tokens = tokens + self.class_embedding(labels.int()).unsqueeze(1)
+        return tokens
+
+    def _uniforms(self, seed: int, rows: range) -> Float[Tensor, "B L 2"]:
+        """Draw each image's uniforms from a generator of its own."""
+        draws = torch.empty(len(rows), self.seq_len, 2)
+        for draw, row in zip(draws, rows, strict=True):
+            draw.uniform_(generator=torch.Generator().manual_seed((seed + row) % 2**63))
+        return draws.to(self.head.weight.device)
+
+    def _check(self, pixels: Tensor, labels: Tensor | None) -> None:
+        if pixels.dim() != 2:
+            raise ValueError(f"pixels must have shape (B, L), got {tuple(pixels.shape)}")
+        check_ids("pixels", pixels, 256)
+        if (labels is None) != (self.num_classes is None):
+            raise ValueError(
+                f"labels must be given exactly when num_classes is, got "
+                f"{'none' if labels is None else 'labels'} with num_classes={self.num_classes}"
+            )
+        if labels is not None and self.num_classes is not None:
+            if labels.shape != pixels.shape[:1]:
+                raise ValueError(
+                    f"labels must have shape ({len(pixels)},), got {tuple(labels.shape)}"
+                )
+            check_ids("labels", labels, self.num_classes)
+
+    def _check_generate(
+        self,
+        batch_size: int,
+        prefix: Tensor | None,
+        labels: Tensor | None,
+        temperature: float,
+        max_batch: int | None,
+    ) -> None:
+        check_positive("batch_size", batch_size)
+        check_positive_number("temperature", temperature)
+        if max_batch is not None:
+            check_positive("max_batch", max_batch)
+        if prefix is None:
+            prefix = torch.zeros(batch_size, 1, dtype=torch.long)
+        self._check(prefix, labels)
+        if len(prefix) != batch_size or prefix.shape[1] > self.seq_len:
+            raise ValueError(
+                f"prefix must have shape ({batch_size}, P) with P from 1 to {self.seq_len}, "
+                f"got {tuple(prefix.shape)}"
+            )
+
+
+def _progress_of(
+    progress: Callable[[int, int], None], first: int, size: int, batch_size: int, seq_len: int
+) -> Callable[[int], None]:
+    return lambda t: progress(first * seq_len + size * t, batch_size * seq_len)

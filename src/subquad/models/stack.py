@@ -1,0 +1,204 @@
+"""Blocks on top of each other: what encoder, decoder and every model over them are made of."""
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from typing_extensions import TypedDict
+
+from subquad.layers.block import Activation, Block, Norm
+from subquad.layers.positions import (
+    LearnedPositions,
+    NoPositions,
+    PositionEncoding,
+    SinusoidalAdd,
+    SinusoidalConcat,
+    next_position,
+    token_positions,
+)
+from subquad.layers.registry import MixerFactory, mixer_factory
+from subquad.ops.checks import (
+    check_choice,
+    check_cu_seqlens,
+    check_key_mask,
+    check_positive,
+    check_token,
+    check_tokens,
+)
+
+PositionName = Literal["none", "sinusoidal", "sinusoidal-concat", "learned", "rotary"]
+POSITIONS = ("none", "sinusoidal", "sinusoidal-concat", "learned", "rotary")
+
+
+class StackOptions(TypedDict, total=False):
+    """Keyword options that every model over a ``Stack`` takes and hands down; see ``Stack``."""
+
+    num_layers: int
+    num_heads: int
+    d_ff: int | None
+    head_dim: int | None
+    value_dim: int | None
+    mixer: str | MixerFactory
+    norm: Norm
+    activation: Activation
+    dropout: float
+    positions: PositionName
+    position_width: int | None
+    max_len: int | None
+    final_norm: bool
+
+
+class StackState(NamedTuple):
+    """The past of a causal stack: each mixer's state, and the position of the next token."""
+
+    mixers: tuple[Any, ...]
+    position: Int[Tensor, " B"]
+
+
+class Stack(nn.Module):
+    """``num_layers`` blocks over float tokens, with positions before and a norm behind.
+
+    Args:
+        d_model: width D of the model.
+        is_causal: token i sees tokens j <= i only.
+        num_layers: blocks.
+        num_heads: heads of each mixer.
+        d_ff: hidden width of the feed-forward networks, by default 4 D.
+        head_dim: query and key width of a head, by default D / num_heads.
+        value_dim: value width of a head, by default ``head_dim``.
+        mixer: a name in ``MIXERS``, or a factory (d_model, num_heads, *, is_causal, ...).
+        norm: "post" (as the linear transformer's released code) or "pre".
+        activation: "relu" or "gelu".
+        dropout: share dropped behind each mixer and within each feed-forward network.
+        positions: "none", "sinusoidal" (added), "sinusoidal-concat", "learned" or "rotary".
+        position_width: width of "sinusoidal-concat", by default D / 2.
+        max_len: longest sequence; needed by "learned" only.
+        final_norm: a LayerNorm behind the last block.
+
+    Raises:
+        TypeError: if a number is not an int.
+        ValueError: if a number or a name does not fit.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        is_causal: bool,
+        num_layers: int = 4,
+        num_heads: int = 8,
+        d_ff: int | None = None,
+        head_dim: int | None = None,
+        value_dim: int | None = None,
+        mixer: str | MixerFactory = "linear",
+        norm: Norm = "post",
+        activation: Activation = "relu",
+        dropout: float = 0.0,
+        positions: PositionName = "none",
+        position_width: int | None = None,
+        max_len: int | None = None,
+        final_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        check_positive("d_model", d_model)
+        check_positive("num_layers", num_layers)
+        factory = mixer_factory(mixer)
+        encoding = position_encoding(positions, d_model, position_width, max_len)
+        self.token_width = encoding.token_width(d_model)
+        self.positions = encoding
+        options: dict[str, Any] = {"head_dim": head_dim, "value_dim": value_dim}
+        options = {name: value for name, value in options.items() if value is not None}
+        if positions == "rotary":
+            options["rotary"] = True
+        self.blocks = nn.ModuleList(
+            Block(
+                factory(d_model, num_heads, is_causal=is_causal, **options),
+                d_model,
+                4 * d_model if d_ff is None else d_ff,
+                norm=norm,
+                activation=activation,
+                dropout=dropout,
+            )
+            for _ in range(num_layers)
+        )
+        self.final_norm = nn.LayerNorm(d_model) if final_norm else nn.Identity()
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T E"],
+        *,
+        key_mask: Bool[Tensor, "B T"] | None = None,
+        cu_seqlens: Int[Tensor, " S_plus_1"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """Run the blocks on a whole sequence of tokens E = ``token_width`` wide."""
+        check_cu_seqlens(cu_seqlens, *x.shape[:2], key_mask)
+        x = self._enter(x, key_mask)
+        x = self.positions(x, token_positions(x, key_mask=key_mask, cu_seqlens=cu_seqlens))
+        for block in self.blocks:
+            x = block(x, key_mask=key_mask, cu_seqlens=cu_seqlens)
+        normed: Tensor = self.final_norm(x)
+        return normed
+
+    def init_state(self, batch_size: int) -> StackState:
+        """Return the empty past (causal stacks)."""
+        check_positive("batch_size", batch_size)
+        mixers: Any = [block.mixer for block in self.blocks]
+        states = tuple(mixer.init_state(batch_size) for mixer in mixers)
+        device = next(self.parameters()).device
+        return StackState(states, torch.zeros(batch_size, dtype=torch.long, device=device))
+
+    def prefill(
+        self,
+        x: Float[Tensor, "B T E"],
+        state: StackState,
+        *,
+        key_mask: Bool[Tensor, "B T"] | None = None,
+    ) -> tuple[Float[Tensor, "B T D"], StackState]:
+        """Run a stretch of tokens in parallel, going on from ``state``."""
+        x = self._enter(x, key_mask)
+        x = self.positions(x, token_positions(x, key_mask=key_mask, start=state.position))
+        mixers = []
+        for block, past in zip(self.blocks, state.mixers, strict=True):
+            x, past = block.prefill(x, past, key_mask=key_mask)  # type: ignore[operator]
+            mixers.append(past)
+        position = next_position(state.position, x.shape[1], key_mask)
+        return self.final_norm(x), StackState(tuple(mixers), position)
+
+    def step(
+        self, x_t: Float[Tensor, "B E"], state: StackState, *, in_place: bool = False
+    ) -> tuple[Float[Tensor, "B D"], StackState]:
+        """Run one more token; with ``in_place`` the state may be overwritten."""
+        check_token("x_t", x_t, self.token_width)
+        x = self.positions(x_t.unsqueeze(1), state.position.unsqueeze(1)).squeeze(1)
+        mixers = []
+        for block, past in zip(self.blocks, state.mixers, strict=True):
+            x, past = block.step(x, past, in_place=in_place)  # type: ignore[operator]
+            mixers.append(past)
+        return self.final_norm(x), StackState(tuple(mixers), state.position + 1)
+
+    def _enter(self, x: Tensor, key_mask: Tensor | None) -> Tensor:
+        """Check tokens and clear padded ones, whose NaN would reach gradients as 0 * NaN."""
+        check_tokens("x", x, self.token_width)
+        check_key_mask(key_mask, *x.shape[:2])
+        return x if key_mask is None else x.masked_fill(~key_mask.unsqueeze(-1), 0)
+
+
+def position_encoding(
+    name: str, d_model: int, width: int | None, max_len: int | None
+) -> PositionEncoding:
+    """Build the position encoding of that name; rotary is the mixers' own and adds nothing here.
+
+    Raises:
+        ValueError: if there is none of that name, or "learned" has no ``max_len``.
+    """
+    check_choice("positions", name, POSITIONS)
+    if name == "sinusoidal-concat":
+        return SinusoidalConcat(d_model // 2 if width is None else width)
+    if name == "sinusoidal":
+        return SinusoidalAdd(d_model)
+    if name == "learned":
+        if max_len is None:
+            raise ValueError("max_len must be given with learned positions, got None")
+        return LearnedPositions(max_len, d_model)
+    return NoPositions()

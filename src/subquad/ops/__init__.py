@@ -1,0 +1,1 @@
+"""Operators as pure functions on tensors: definition, fast forms, state."""

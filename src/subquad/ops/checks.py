@@ -1,0 +1,189 @@
+"""The only place that words errors of shape, dtype and device.
+
+Each function raises before any work starts, in one sentence: the argument, the rule, the value got.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def check_positive(name: str, value: int) -> None:
+    """Require an integer of at least 1.
+
+    Raises:
+        TypeError: if ``value`` is not an int.
+        ValueError: if it is below 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__} {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Require 0 <= value < 1, as for a dropout rate.
+
+    Raises:
+        ValueError: if ``value`` is outside (NaN included).
+    """
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
+
+
+def check_positive_number(name: str, value: float) -> None:
+    """Require a finite number above 0.
+
+    Raises:
+        ValueError: if ``value`` is not (NaN included).
+    """
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be a finite number above 0, got {value}")
+
+
+def check_choice(name: str, value: object, choices: "tuple[object, ...] | list[str]") -> None:
+    """Require one of ``choices``.
+
+    Raises:
+        ValueError: if ``value`` is none of them.
+    """
+    if value not in choices:
+        listed = ", ".join(str(choice) for choice in choices)
+        raise ValueError(f"{name} must be one of {listed}; got {value!r}")
+
+
+def check_qkv(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool, same_k: bool = True) -> None:
+    """Require q (B, H, Tq, K), k (B, H, Tk, K), v (B, H, Tk, V): floating, one device, not empty.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        is_causal: whether Tq must equal Tk.
+        same_k: whether q and k must have the same last size.
+
+    Raises:
+        TypeError: if a tensor is not floating.
+        ValueError: if a shape, or a device, does not fit.
+    """
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not x.is_floating_point():
+            raise TypeError(f"{name} must be of a floating dtype, got {x.dtype}")
+        if x.dim() != 4:
+            raise ValueError(f"{name} must have shape (B, H, T, features), got {tuple(x.shape)}")
+        if x.device != q.device:
+            raise ValueError(f"{name} must be on the device of q ({q.device}), got {x.device}")
+        if 0 in x.shape:
+            raise ValueError(f"{name} must have no axis of size 0, got shape {tuple(x.shape)}")
+    if k.shape[:3] != v.shape[:3]:
+        raise ValueError(
+            f"k and v must agree in (B, H, T), got {tuple(k.shape[:3])} and {tuple(v.shape[:3])}"
+        )
+    if q.shape[:2] != k.shape[:2]:
+        raise ValueError(
+            f"q and k must agree in (B, H), got {tuple(q.shape[:2])} and {tuple(k.shape[:2])}"
+        )
+    if same_k and q.shape[3] != k.shape[3]:
+        raise ValueError(
+            f"q and k must have the same last size, got {q.shape[3]} and {k.shape[3]}"
+        )
+    if is_causal and q.shape[2] != k.shape[2]:
+        raise ValueError(
+            f"q and k must have the same length when is_causal, got {q.shape[2]} and {k.shape[2]}"
+        )
+
+
+def check_key_mask(key_mask: Tensor | None, batch_size: int, seq_len: int) -> None:
+    """Require ``key_mask`` to be bool of shape (B, T), True = keep.
+
+    Raises:
+        TypeError: if it is not bool.
+        ValueError: if its shape is another.
+    """
+    if key_mask is None:
+        return
+    if key_mask.dtype != torch.bool:
+        raise TypeError(f"key_mask must be bool with True = keep, got {key_mask.dtype}")
+    if key_mask.shape != (batch_size, seq_len):
+        raise ValueError(
+            f"key_mask must have shape (B, T) = ({batch_size}, {seq_len}), "
+            f"got {tuple(key_mask.shape)}"
+        )
+
+
+def check_cu_seqlens(
+    cu_seqlens: Tensor | None, batch_size: int, seq_len: int, key_mask: Tensor | None
+) -> None:
+    """Require the borders of packed sequences: 0, ..., T, never falling, and B = 1.
+
+    Raises:
+        TypeError: if ``cu_seqlens`` is neither int32 nor int64.
+        ValueError: if its shape or its values do not fit, or if ``key_mask`` is given too.
+    """
+    if cu_seqlens is None:
+        return
+    if key_mask is not None:
+        raise ValueError("cu_seqlens and key_mask must not be given together, got both")
+    if cu_seqlens.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"cu_seqlens must be int32 or int64, got {cu_seqlens.dtype}")
+    if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2:
+        raise ValueError(
+            f"cu_seqlens must have shape (sequences + 1,), got {tuple(cu_seqlens.shape)}"
+        )
+    if batch_size != 1:
+        raise ValueError(f"cu_seqlens needs a batch of size 1, got {batch_size}")
+    borders = cu_seqlens.tolist()
+    if borders[0] != 0 or borders[-1] != seq_len:
+        raise ValueError(
+            f"cu_seqlens must start with 0 and end with T = {seq_len}, "
+            f"got {borders[0]} and {borders[-1]}"
+        )
+    if any(b < a for a, b in zip(borders, borders[1:], strict=False)):
+        raise ValueError(f"cu_seqlens must never fall, got {borders}")
+
+
+def check_tokens(name: str, x: Tensor, width: int) -> None:
+    """Require float tokens (B, T, width), not empty.
+
+    Raises:
+        TypeError: if ``x`` is not floating.
+        ValueError: if its shape is another.
+    """
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be of a floating dtype, got {x.dtype}")
+    if x.dim() != 3 or x.shape[2] != width or 0 in x.shape:
+        raise ValueError(
+            f"{name} must have shape (B, T, {width}) with B, T >= 1, got {tuple(x.shape)}"
+        )
+
+
+def check_token(name: str, x: Tensor, width: int) -> None:
+    """Require one float token per row, (B, width), not empty.
+
+    Raises:
+        TypeError: if ``x`` is not floating.
+        ValueError: if its shape is another.
+    """
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be of a floating dtype, got {x.dtype}")
+    if x.dim() != 2 or x.shape[1] != width or len(x) == 0:
+        raise ValueError(f"{name} must have shape (B, {width}) with B >= 1, got {tuple(x.shape)}")
+
+
+def check_ids(name: str, ids: Tensor, count: int) -> None:
+    """Require whole numbers from 0 to ``count`` - 1, of any shape without an empty axis.
+
+    Raises:
+        TypeError: if ``ids`` is not of an integer dtype.
+        ValueError: if it is empty or a value is outside.
+    """
+    if ids.is_floating_point() or ids.dtype in (torch.bool, torch.complex64, torch.complex128):
+        raise TypeError(f"{name} must be of an integer dtype, got {ids.dtype}")
+    if 0 in ids.shape:
+        raise ValueError(f"{name} must have no axis of size 0, got shape {tuple(ids.shape)}")
+    if ids.is_meta or torch.compiler.is_compiling():
+        return
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= count:
+        raise ValueError(f"{name} must lie from 0 to {count - 1}, got {low if low < 0 else high}")

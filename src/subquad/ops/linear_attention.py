@@ -1,0 +1,337 @@
+"""Linear attention: sums over feature-mapped keys in place of a softmax over scores.
+
+    y_i = phi(q_i) . sum_j w_ij phi(k_j) v_j^T / (phi(q_i) . sum_j w_ij phi(k_j))
+
+over all valid j, or over j <= i (causal). w_ij = 1, or with a ``log_decay`` g <= 0 (causal only)
+w_ij = exp(g_{j+1} + ... + g_i); the whole decay g_1 + ... + g_i applies to an incoming state.
+Where the denominator is exactly 0 the output is 0 and carries no gradient, in every form.
+
+Axes: B batch, H heads, T time (Tq queries, Tk keys), K features, V value size.
+Names: ``phi_q``, ``phi_k`` are mapped already; ``q``, ``k`` are not.
+Source: Katharopoulos et al. 2020, "Transformers are RNNs", equations 4, 5, 9 to 12, 16 to 20.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from subquad.ops.causal_sums import causal_sums
+from subquad.ops.checks import check_cu_seqlens, check_key_mask, check_positive, check_qkv
+from subquad.ops.feature_maps import FeatureMap, check_normalize, elu_plus_one, no_autocast, widen
+from subquad.ops.packing import run_packed
+
+Features = Float[Tensor, "B H T K"]
+Values = Float[Tensor, "B H T V"]
+KeyMask = Bool[Tensor, "B T"]
+LogDecay = Float[Tensor, "B H T"] | Float[Tensor, "B H T K"]
+
+
+class LinearState(NamedTuple):
+    """Sums over the past, in float32 or wider: ``kv`` is the paper's S, ``k_sum`` its Z."""
+
+    kv: Float[Tensor, "B H K V"]
+    k_sum: Float[Tensor, "B H K"]
+
+
+def linear_state(
+    batch_size: int, num_heads: int, num_features: int, value_dim: int, like: Tensor
+) -> LinearState:
+    """Return the empty past, on the device of ``like`` and in its dtype (float32 or wider)."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    kv = torch.zeros(batch_size, num_heads, num_features, value_dim, dtype=dtype, device=like.device)
+    return LinearState(kv, torch.zeros_like(kv[..., 0]))
+
+
+def linear_attention(
+    q: Float[Tensor, "B H Tq D"],
+    k: Float[Tensor, "B H Tk D"],
+    v: Float[Tensor, "B H Tk V"],
+    *,
+    is_causal: bool = False,
+    key_mask: Bool[Tensor, "B Tk"] | None = None,
+    cu_seqlens: Int[Tensor, " S_plus_1"] | None = None,
+    feature_map: FeatureMap = elu_plus_one,
+    log_decay: LogDecay | None = None,
+    normalize: bool = True,
+) -> Float[Tensor, "B H Tq V"]:
+    """Attend in O(T): map queries and keys, then sum. The layout and words are SDPA's.
+
+    Args:
+        q: queries (B, H, Tq, D); no 1/sqrt(D) is applied.
+        k: keys (B, H, Tk, D).
+        v: values (B, H, Tk, V); the output has their dtype.
+        is_causal: query i sees keys j <= i only; needs Tq = Tk.
+        key_mask: (B, Tk) bool, True = keep. What stands in the other positions, NaN included,
+            changes no output and no gradient; a query that sees no key gives 0.
+        cu_seqlens: borders 0, ..., T of sequences packed into a batch of 1 (Tq = Tk).
+        feature_map: phi.
+        log_decay: (B, H, T) or (B, H, T, K), at most 0; causal only.
+        normalize: divide by the sum of the weights.
+
+    Returns:
+        (B, H, Tq, V) in the dtype of v.
+
+    Raises:
+        TypeError: if a dtype does not fit.
+        ValueError: if a shape, device, mask or option does not fit.
+    """
+    check_qkv(q, k, v, is_causal=is_causal or cu_seqlens is not None)
+    check_key_mask(key_mask, k.shape[0], k.shape[2])
+    check_cu_seqlens(cu_seqlens, k.shape[0], k.shape[2], key_mask)
+    check_normalize(feature_map, normalize)
+    with no_autocast(q):
+        if key_mask is not None:
+            k = k.masked_fill(~key_mask[:, None, :, None], 0)
+        phi_q, phi_k = feature_map(q), feature_map(k)
+        if is_causal:
+            return linear_attention_causal(
+                phi_q, phi_k, v, key_mask=key_mask, cu_seqlens=cu_seqlens,
+                log_decay=log_decay, normalize=normalize,
+            )  # fmt: skip
+        if log_decay is not None:
+            _check_log_decay(log_decay, phi_k.shape, is_causal)
+        return linear_attention_bidirectional(
+            phi_q, phi_k, v, key_mask=key_mask, cu_seqlens=cu_seqlens, normalize=normalize
+        )
+
+
+def linear_attention_quadratic(
+    phi_q: Float[Tensor, "B H Tq K"],
+    phi_k: Float[Tensor, "B H Tk K"],
+    v: Float[Tensor, "B H Tk V"],
+    *,
+    is_causal: bool = False,
+    key_mask: Bool[Tensor, "B Tk"] | None = None,
+    log_decay: LogDecay | None = None,
+    normalize: bool = True,
+    state: LinearState | None = None,
+) -> Float[Tensor, "B H Tq V"]:
+    """Compute the definition in O(T^2 K); every other form is tested against it."""
+    phi_q, phi_k, wide_v, g = _prepare(phi_q, phi_k, v, key_mask, log_decay, is_causal)
+    products = phi_q.unsqueeze(3) * phi_k.unsqueeze(2)  # (B, H, Tq, Tk, K)
+    into = torch.ones_like(phi_q[..., :1])
+    if is_causal:
+        seen = torch.ones(products.shape[2:4], dtype=torch.bool, device=phi_q.device).tril()
+        products = products.masked_fill(~seen[..., None], 0)
+    if g is not None:
+        steps = g.unsqueeze(3) * seen.tril(-1)[..., None]  # g_i for j < i
+        products = products * steps.cumsum(2).masked_fill(~seen[..., None], 0).exp()
+        into = g.cumsum(2).exp()
+    weights = products.sum(-1)
+    numerator, denominator = weights @ wide_v, weights.sum(-1)
+    if state is not None:
+        numerator = numerator + (phi_q * into) @ state.kv
+        denominator = denominator + (phi_q * into * state.k_sum.unsqueeze(2)).sum(-1)
+    return _output(numerator, denominator, normalize, v.dtype)
+
+
+def linear_attention_bidirectional(
+    phi_q: Float[Tensor, "B H Tq K"],
+    phi_k: Float[Tensor, "B H Tk K"],
+    v: Float[Tensor, "B H Tk V"],
+    *,
+    key_mask: Bool[Tensor, "B Tk"] | None = None,
+    cu_seqlens: Int[Tensor, " S_plus_1"] | None = None,
+    normalize: bool = True,
+) -> Float[Tensor, "B H Tq V"]:
+    """Attend to all keys in O((Tq + Tk) K V); Tq need not be Tk (cross-attention)."""
+    if cu_seqlens is not None:
+
+        def attend(phi_q: Tensor, phi_k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+            return linear_attention_bidirectional(
+                phi_q, phi_k, v, key_mask=mask, normalize=normalize
+            )
+
+        return run_packed(attend, cu_seqlens, phi_q, phi_k, v)
+    with no_autocast(v):
+        phi_q, phi_k, wide_v, _ = _prepare(phi_q, phi_k, v, key_mask, None, False)
+        numerator = phi_q @ (phi_k.mT @ wide_v)
+        denominator = (phi_q @ phi_k.sum(2).unsqueeze(-1)).squeeze(-1)
+        return _output(numerator, denominator, normalize, v.dtype)
+
+
+def linear_attention_causal(
+    phi_q: Features,
+    phi_k: Features,
+    v: Values,
+    *,
+    key_mask: KeyMask | None = None,
+    cu_seqlens: Int[Tensor, " S_plus_1"] | None = None,
+    log_decay: LogDecay | None = None,
+    normalize: bool = True,
+    chunk_size: int | None = None,
+) -> Values:
+    """Attend to keys j <= i from an empty past; as ``linear_attention_chunked`` without state."""
+    if cu_seqlens is not None:
+
+        def attend(*padded: Tensor) -> Tensor:
+            *inputs, mask = padded
+            decay = inputs[3].squeeze(-1) if one_a_token else inputs[3] if len(inputs) > 3 else None
+            return linear_attention_causal(
+                *inputs[:3], key_mask=mask, log_decay=decay, normalize=normalize,
+                chunk_size=chunk_size,
+            )  # fmt: skip
+
+        one_a_token = log_decay is not None and log_decay.dim() == 3
+        extra = () if log_decay is None else (log_decay.unsqueeze(-1) if one_a_token else log_decay,)
+        return run_packed(attend, cu_seqlens, phi_q, phi_k, v, *extra)
+    state = linear_state(*phi_k.shape[:2], phi_k.shape[3], v.shape[3], like=v)
+    return linear_attention_chunked(
+        phi_q, phi_k, v, state, key_mask=key_mask, log_decay=log_decay, normalize=normalize,
+        chunk_size=chunk_size,
+    )[0]  # fmt: skip
+
+
+def linear_attention_chunked(
+    phi_q: Features,
+    phi_k: Features,
+    v: Values,
+    state: LinearState,
+    *,
+    key_mask: KeyMask | None = None,
+    log_decay: LogDecay | None = None,
+    normalize: bool = True,
+    chunk_size: int | None = None,
+) -> tuple[Values, LinearState]:
+    """Go on from ``state`` over any T >= 1 in O(T (C (K + V) + K V)), memory O(T (K + V)).
+
+    Gradients flow through everything, the state included. Masked positions neither add to the
+    state nor let it decay.
+
+    Args:
+        phi_q: mapped queries (B, H, T, K).
+        phi_k: mapped keys (B, H, T, K).
+        v: values (B, H, T, V).
+        state: the past; ``linear_state`` makes the empty one.
+        key_mask: (B, T) bool, True = keep.
+        log_decay: (B, H, T) or (B, H, T, K), at most 0.
+        normalize: divide by the sum of the weights.
+        chunk_size: tokens done at once, by default 64 (16 with a decay a feature).
+
+    Returns:
+        The outputs (B, H, T, V) in the dtype of v, and the state after the last token.
+
+    Raises:
+        ValueError: if ``chunk_size`` is below 1 or a shape does not fit.
+    """
+    numerator, denominator, state = linear_attention_sums(
+        phi_q, phi_k, v, state, key_mask=key_mask, log_decay=log_decay, chunk_size=chunk_size
+    )
+    return _output(numerator, denominator, normalize, v.dtype), state
+
+
+def linear_attention_sums(
+    phi_q: Features,
+    phi_k: Features,
+    v: Values,
+    state: LinearState,
+    *,
+    key_mask: KeyMask | None = None,
+    log_decay: LogDecay | None = None,
+    chunk_size: int | None = None,
+) -> tuple[Values, Float[Tensor, "B H T"], LinearState]:
+    """Return numerator and denominator apart, for layers that make them of different features."""
+    check_qkv(phi_q, phi_k, v, is_causal=True)
+    check_key_mask(key_mask, phi_k.shape[0], phi_k.shape[2])
+    if chunk_size is None:
+        chunk_size = 16 if log_decay is not None and log_decay.dim() == 4 else 64
+    check_positive("chunk_size", chunk_size)
+    batch, heads = phi_k.shape[:2]
+    with no_autocast(v):
+        *inputs, g = _prepare(phi_q, phi_k, v, key_mask, log_decay, True)
+        flat = [x.to(state.kv.dtype).flatten(0, 1) for x in inputs]
+        decay = None if g is None else g.to(state.kv.dtype).flatten(0, 1)
+        sums = causal_sums(*flat, decay, state.kv.flatten(0, 1), state.k_sum.flatten(0, 1), chunk_size)  # type: ignore[call-arg]
+    numerator, denominator, kv, k_sum = (x.unflatten(0, (batch, heads)) for x in sums)
+    return numerator, denominator, LinearState(kv, k_sum)
+
+
+def linear_attention_step(
+    phi_q: Float[Tensor, "B H K"],
+    phi_k: Float[Tensor, "B H K"],
+    v: Float[Tensor, "B H V"],
+    state: LinearState,
+    *,
+    log_decay: Float[Tensor, "B H"] | Float[Tensor, "B H K"] | None = None,
+    normalize: bool = True,
+) -> tuple[Float[Tensor, "B H V"], LinearState]:
+    """Take one more token (equations 18 to 20): update the state, then read it."""
+    with no_autocast(v):
+        wide = [x.to(state.kv.dtype) for x in (phi_q, phi_k, v)]
+        kv, k_sum = state
+        if log_decay is not None:
+            decay = log_decay.to(kv.dtype).exp().reshape(*k_sum.shape[:2], -1)
+            kv, k_sum = kv * decay.unsqueeze(-1), k_sum * decay
+        state = LinearState(kv + wide[1].unsqueeze(-1) * wide[2].unsqueeze(-2), k_sum + wide[1])
+        return read_state(wide[0], state, normalize, v.dtype), state
+
+
+def linear_attention_step_(
+    phi_q: Float[Tensor, "B H K"],
+    phi_k: Float[Tensor, "B H K"],
+    v: Float[Tensor, "B H V"],
+    state: LinearState,
+    *,
+    normalize: bool = True,
+) -> tuple[Float[Tensor, "B H V"], LinearState]:
+    """Take one more token as ``linear_attention_step`` does, overwriting ``state``; no gradient."""
+    with no_autocast(v):
+        wide = [x.to(state.kv.dtype) for x in (phi_q, phi_k, v)]
+        state.kv.addcmul_(wide[1].unsqueeze(-1), wide[2].unsqueeze(-2))
+        state.k_sum.add_(wide[1])
+        return read_state(wide[0], state, normalize, v.dtype), state
+
+
+def read_state(
+    phi_q: Float[Tensor, "B H K"], state: LinearState, normalize: bool, dtype: torch.dtype
+) -> Float[Tensor, "B H V"]:
+    """Read the state with one query (equation 20)."""
+    numerator = torch.matmul(phi_q.unsqueeze(-2), state.kv).squeeze(-2)
+    denominator = (phi_q * state.k_sum).sum(-1)
+    return _output(numerator, denominator, normalize, dtype)
+
+
+def quotient(numerator: Float[Tensor, "... V"], denominator: Float[Tensor, "..."]) -> Tensor:
+    """Divide; where the denominator is exactly 0 the result is 0 and carries no gradient."""
+    zero = (denominator == 0).unsqueeze(-1)
+    return (numerator / denominator.unsqueeze(-1).masked_fill(zero, 1)).masked_fill(zero, 0)
+
+
+def _output(numerator: Tensor, denominator: Tensor, normalize: bool, dtype: torch.dtype) -> Tensor:
+    return (quotient(numerator, denominator) if normalize else numerator).to(dtype)
+
+
+def _prepare(
+    phi_q: Tensor,
+    phi_k: Tensor,
+    v: Tensor,
+    key_mask: Tensor | None,
+    log_decay: Tensor | None,
+    is_causal: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Check, widen to float32 and clear what ``key_mask`` hides; the decay comes back 4-D."""
+    check_qkv(phi_q, phi_k, v, is_causal=is_causal)
+    check_key_mask(key_mask, phi_k.shape[0], phi_k.shape[2])
+    if log_decay is not None:
+        _check_log_decay(log_decay, phi_k.shape, is_causal)
+        log_decay = widen(log_decay if log_decay.dim() == 4 else log_decay.unsqueeze(-1))
+    if key_mask is not None:
+        hidden = ~key_mask[:, None, :, None]
+        phi_k, v = phi_k.masked_fill(hidden, 0), v.masked_fill(hidden, 0)
+        log_decay = None if log_decay is None else log_decay.masked_fill(hidden, 0)
+    dtype = torch.promote_types(torch.promote_types(phi_k.dtype, v.dtype), torch.float32)
+    return phi_q.to(dtype), phi_k.to(dtype), v.to(dtype), log_decay
+
+
+def _check_log_decay(log_decay: Tensor, shape: torch.Size, is_causal: bool) -> None:
+    if not is_causal:
+        raise ValueError("log_decay needs is_causal=True, got is_causal=False")
+    if log_decay.shape not in (shape[:3], shape):
+        raise ValueError(
+            f"log_decay must have shape (B, H, T) = {tuple(shape[:3])} or (B, H, T, K) = "
+            f"{tuple(shape)}, got {tuple(log_decay.shape)}"
+        )
+    if not torch.compiler.is_compiling() and (log_decay > 0).any():
+        raise ValueError(f"log_decay must be at most 0, got {log_decay.max().item()}")

@@ -1,0 +1,202 @@
+"""Softmax attention, the baseline: definition, SDPA form, and a KV cache for decoding.
+
+    y_i = sum_j softmax_j(q_i . k_j * scale) v_j
+
+over all valid j, or over j <= i (causal). A query that sees no valid key gives 0.
+
+Axes: B batch, H heads, T time (Tq queries, Tk keys), K query and key size, V value size.
+Source: Vaswani et al. 2017; Katharopoulos et al. 2020, equation 2 and supplement (stateful softmax).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from subquad.ops.checks import check_cu_seqlens, check_key_mask, check_qkv
+from subquad.ops.packing import run_packed
+
+
+class KVCache(NamedTuple):
+    """Keys and values of the past: buffers with room, of which the first ``length`` are filled."""
+
+    k: Float[Tensor, "B H R K"]
+    v: Float[Tensor, "B H R V"]
+    key_mask: Bool[Tensor, "B R"] | None  # None: every filled position is valid
+    length: int
+
+
+def kv_cache(batch_size: int, num_heads: int, key_dim: int, value_dim: int, like: Tensor) -> KVCache:
+    """Return the empty past, on the device and in the dtype of ``like``."""
+    k = torch.zeros(batch_size, num_heads, 0, key_dim, dtype=like.dtype, device=like.device)
+    return KVCache(k, k.new_zeros(batch_size, num_heads, 0, value_dim), None, 0)
+
+
+def softmax_attention(
+    q: Float[Tensor, "B H Tq K"],
+    k: Float[Tensor, "B H Tk K"],
+    v: Float[Tensor, "B H Tk V"],
+    *,
+    is_causal: bool = False,
+    key_mask: Bool[Tensor, "B Tk"] | None = None,
+    cu_seqlens: Int[Tensor, " S_plus_1"] | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+) -> Float[Tensor, "B H Tq V"]:
+    """Attend through ``scaled_dot_product_attention``, with masks that cannot give NaN.
+
+    Args:
+        q: queries (B, H, Tq, K).
+        k: keys (B, H, Tk, K).
+        v: values (B, H, Tk, V).
+        is_causal: query i sees keys j <= i only; needs Tq = Tk.
+        key_mask: (B, Tk) bool, True = keep. What stands in the other positions, NaN included,
+            changes no output and no gradient; a query that sees no key gives 0. A mask with
+            ``is_causal`` costs a (B, 1, T, T) bool tensor.
+        cu_seqlens: borders 0, ..., T of sequences packed into a batch of 1 (Tq = Tk).
+        scale: factor on the scores, by default 1 / sqrt(K).
+        dropout_p: share of the weights dropped; the caller sets 0 in evaluation.
+
+    Returns:
+        (B, H, Tq, V).
+
+    Raises:
+        TypeError: if a dtype does not fit.
+        ValueError: if a shape, device or mask does not fit.
+    """
+    check_qkv(q, k, v, is_causal=is_causal or cu_seqlens is not None)
+    check_key_mask(key_mask, k.shape[0], k.shape[2])
+    check_cu_seqlens(cu_seqlens, k.shape[0], k.shape[2], key_mask)
+    if cu_seqlens is not None:
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+            return softmax_attention(
+                q, k, v, is_causal=is_causal, key_mask=mask, scale=scale, dropout_p=dropout_p
+            )
+
+        return run_packed(attend, cu_seqlens, q, k, v)
+    if key_mask is None:
+        return scaled_dot_product_attention(
+            q, k, v, is_causal=is_causal, scale=scale, dropout_p=dropout_p
+        )
+    allowed = key_mask[:, None, None, :]
+    if is_causal:
+        allowed = allowed & _causal(q.shape[2], k.shape[2], q.device)
+    return _masked(q, _clear(k, key_mask), _clear(v, key_mask), allowed, scale, dropout_p)
+
+
+def softmax_attention_quadratic(
+    q: Float[Tensor, "B H Tq K"],
+    k: Float[Tensor, "B H Tk K"],
+    v: Float[Tensor, "B H Tk V"],
+    *,
+    is_causal: bool = False,
+    key_mask: Bool[Tensor, "B Tk"] | None = None,
+    scale: float | None = None,
+) -> Float[Tensor, "B H Tq V"]:
+    """Compute the definition; the SDPA form is tested against it."""
+    scores = (q @ k.mT) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+    allowed = torch.ones_like(scores, dtype=torch.bool)
+    if is_causal:
+        allowed = allowed.tril()
+    if key_mask is not None:
+        allowed = allowed & key_mask[:, None, None, :]
+        v = _clear(v, key_mask)
+    scores = scores.masked_fill(~allowed, -torch.inf)
+    highest = scores.amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
+    weights = (scores - highest.detach()).exp().masked_fill(~allowed, 0)
+    total = weights.sum(-1, keepdim=True)
+    return weights @ v / total.masked_fill(total == 0, 1)
+
+
+def softmax_attention_cached(
+    q: Float[Tensor, "B H T K"],
+    k: Float[Tensor, "B H T K"],
+    v: Float[Tensor, "B H T V"],
+    cache: KVCache,
+    *,
+    key_mask: Bool[Tensor, "B T"] | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    in_place: bool = False,
+) -> tuple[Float[Tensor, "B H T V"], KVCache]:
+    """Go on from ``cache`` over T more tokens, causally.
+
+    With ``in_place`` the new keys go into the cache's own buffers, which grow by doubling; without
+    it the given cache is left as it is and gradients flow through the past.
+    """
+    check_qkv(q, k, v, is_causal=True)
+    check_key_mask(key_mask, k.shape[0], k.shape[2])
+    if cache.length == 0 and key_mask is None and q.shape[2] > 1:
+        y = scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=scale, dropout_p=dropout_p
+        )
+        return y, _extend(k, v, None, cache, in_place)
+    if key_mask is not None:
+        k, v = _clear(k, key_mask), _clear(v, key_mask)
+    cache = _extend(k, v, key_mask, cache, in_place)
+    past_k, past_v = cache.k[:, :, : cache.length], cache.v[:, :, : cache.length]
+    if q.shape[2] == 1 and cache.key_mask is None:
+        y = scaled_dot_product_attention(q, past_k, past_v, scale=scale, dropout_p=dropout_p)
+        return y, cache
+    allowed = _causal(q.shape[2], cache.length, q.device)[None, None]
+    if cache.key_mask is not None:
+        allowed = allowed & cache.key_mask[:, None, None, : cache.length]
+    return _masked(q, past_k, past_v, allowed, scale, dropout_p), cache
+
+
+def _extend(
+    k: Tensor, v: Tensor, key_mask: Tensor | None, cache: KVCache, in_place: bool
+) -> KVCache:
+    """Return ``cache`` with k, v (B, H, T, ...) behind what is there."""
+    length = cache.length + k.shape[2]
+    mask = cache.key_mask
+    if key_mask is not None and mask is None:
+        mask = key_mask.new_ones(len(key_mask), cache.k.shape[2])
+    if key_mask is None and mask is not None:
+        key_mask = mask.new_ones(len(mask), k.shape[2])
+    pairs = [(cache.k, k, 2), (cache.v, v, 2)]
+    if mask is not None and key_mask is not None:
+        pairs.append((mask, key_mask, 1))
+    new = [_append(old, more, axis, cache.length, in_place) for old, more, axis in pairs]
+    return KVCache(new[0], new[1], new[2] if len(new) == 3 else None, length)
+
+
+def _append(old: Tensor, more: Tensor, axis: int, length: int, in_place: bool) -> Tensor:
+    more = more.to(old.dtype)
+    if not in_place:
+        return torch.cat([old.narrow(axis, 0, length), more], axis)
+    needed = length + more.shape[axis]
+    if old.shape[axis] < needed:
+        shape = list(old.shape)
+        shape[axis] = max(needed, 2 * old.shape[axis])
+        grown = old.new_zeros(shape)
+        grown.narrow(axis, 0, length).copy_(old.narrow(axis, 0, length))
+        old = grown
+    old.narrow(axis, length, more.shape[axis]).copy_(more)
+    return old
+
+
+def _clear(x: Tensor, key_mask: Tensor) -> Tensor:
+    """Put 0 where ``key_mask`` hides; NaN times a weight of 0 would be NaN."""
+    return x.masked_fill(~key_mask[:, None, :, None], 0)
+
+
+def _causal(num_queries: int, num_keys: int, device: torch.device) -> Bool[Tensor, "Tq Tk"]:
+    """Let query i see the keys up to its own position, the queries being the last ones."""
+    ones = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device)
+    return ones.tril(num_keys - num_queries)
+
+
+def _masked(
+    q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, scale: float | None, dropout_p: float
+) -> Tensor:
+    """Attend under a bool mask; a row that sees nothing gives 0, not the NaN of SDPA."""
+    blind = ~allowed.any(-1, keepdim=True)
+    y = scaled_dot_product_attention(
+        q, k, v, attn_mask=allowed | blind, scale=scale, dropout_p=dropout_p
+    )
+    return y.masked_fill(blind, 0)
