@@ -1,6 +1,6 @@
 """Files that are either wholly there or not there at all.
 
-Every file this library writes goes through here: a temporary file in the same folder, fsync, rename.
+Every file this library writes goes through here: a temporary file beside it, fsync, rename.
 A process killed at any moment leaves the old file or the new one, never a part of one.
 """
 

@@ -44,6 +44,8 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """A mixer and a feed-forward network with residuals; it does not know which mixer it holds."""
 
+    mixer: Any
+
     def __init__(
         self,
         mixer: nn.Module,
@@ -95,7 +97,8 @@ class Block(nn.Module):
     def _finish(self, x: Tensor, y: Tensor) -> Tensor:
         x = x + self.dropout(y)
         if self.norm == "pre":
-            return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
-        x = self.mixer_norm(x)
-        normed: Tensor = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
-        return normed
+            finished: Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        else:
+            x = self.mixer_norm(x)
+            finished = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+        return finished

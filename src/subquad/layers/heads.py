@@ -14,6 +14,7 @@ from subquad.ops.checks import (
     check_cu_seqlens,
     check_key_mask,
     check_positive,
+    check_state_batch,
     check_token,
     check_tokens,
 )
@@ -95,8 +96,10 @@ class Heads(nn.Module):
         q, k, v = self.qkv_proj(x).split([qk, qk, self.num_heads * self.value_dim], dim=-1)
         return self._by_head(q), self._by_head(k), self._by_head(v)
 
-    def split_cross(self, x: Float[Tensor, "B T D"], context: Float[Tensor, "B S C"]) -> QKV:
-        """Project tokens to q, and ``context`` to k and v."""
+    def split_cross(
+        self, x: Float[Tensor, "B T D"], context: Float[Tensor, "B S C"]
+    ) -> tuple[Float[Tensor, "B H T K"], Float[Tensor, "B H S K"], Float[Tensor, "B H S V"]]:
+        """Project tokens to q (B, H, T, K), and ``context`` to k and v (B, H, S, ...)."""
         widths = [self.num_heads * self.head_dim, self.num_heads * self.value_dim]
         k, v = self.kv_proj(context).split(widths, dim=-1)
         return self._by_head(self.q_proj(x)), self._by_head(k), self._by_head(v)
@@ -107,7 +110,7 @@ class Heads(nn.Module):
         return merged
 
     def _by_head(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return x.reshape(*x.shape[:-1], self.num_heads, -1).transpose(1, 2)
 
     def check(
         self, x: Tensor, key_mask: Tensor | None = None, cu_seqlens: Tensor | None = None
@@ -117,8 +120,8 @@ class Heads(nn.Module):
         NaN in a padded token would otherwise reach the projections' gradients as 0 * NaN.
         """
         check_tokens("x", x, self.d_model)
-        check_key_mask(key_mask, *x.shape[:2])
-        check_cu_seqlens(cu_seqlens, *x.shape[:2], key_mask)
+        check_key_mask(key_mask, x, *x.shape[:2])
+        check_cu_seqlens(cu_seqlens, key_mask, *x.shape[:2])
         return x if key_mask is None else x.masked_fill(~key_mask.unsqueeze(-1), 0)
 
     def check_cross(
@@ -128,8 +131,10 @@ class Heads(nn.Module):
         check_tokens("x", x, self.d_model)
         check_tokens("context", context, self.context_dim or self.d_model)
         if len(context) != len(x):
-            raise ValueError(f"context must have the batch size of x ({len(x)}), got {len(context)}")
-        check_key_mask(key_mask, *context.shape[:2])
+            raise ValueError(
+                f"context must have the batch size of x ({len(x)}), got {len(context)}"
+            )
+        check_key_mask(key_mask, context, *context.shape[:2])
         return context if key_mask is None else context.masked_fill(~key_mask.unsqueeze(-1), 0)
 
 
@@ -158,8 +163,10 @@ class Turner(nn.Module):
         if self.rotary is None:
             return None, state
         start = None if state is None else state.position
+        if start is not None:
+            check_state_batch(len(start), len(x))
         positions = token_positions(x, key_mask=key_mask, cu_seqlens=cu_seqlens, start=start)
-        return self.rotary(positions), None if state is None else state.inner
+        return self.rotary(positions, x.dtype), None if state is None else state.inner
 
     def advance(
         self, inner: Any, state: Any, seq_len: int, key_mask: Bool[Tensor, "B T"] | None = None
@@ -184,5 +191,3 @@ def check_causal(is_causal: bool, name: str) -> None:
     """
     if not is_causal:
         raise ValueError(f"{name} needs a mixer built with is_causal=True, got is_causal=False")
-
-

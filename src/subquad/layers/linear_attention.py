@@ -5,6 +5,7 @@ numerator only (Su et al. 2021, section 3.3); the denominator uses them as they 
 non-negative.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from subquad.layers.heads import Heads, Turner, check_causal, check_step
 from subquad.layers.mixer import Borders, KeyMask, Token, Tokens
 from subquad.layers.positions import Rotation
-from subquad.ops.feature_maps import FeatureMap, check_normalize, elu_plus_one, no_autocast
+from subquad.ops.checks import check_positive, check_state_batch
+from subquad.ops.feature_maps import FeatureMap, check_normalize, elu_plus_one, no_autocast, widen
 from subquad.ops.linear_attention import (
     LinearState,
     linear_attention_bidirectional,
@@ -51,7 +53,8 @@ class LinearAttention(nn.Module):
         normalize: divide by the sum of the weights.
 
     Raises:
-        ValueError: if a number does not fit, or ``normalize`` is asked of a map that can be negative.
+        ValueError: if a number does not fit, or ``normalize`` is asked of a map whose kernel can be
+            negative.
     """
 
     def __init__(
@@ -81,21 +84,25 @@ class LinearAttention(nn.Module):
         x = self.heads.check(x, key_mask, cu_seqlens)
         turn, _ = self.turner.rotation(x, None, key_mask=key_mask, cu_seqlens=cu_seqlens)
         mapped = self._map(x)
-        attend = linear_attention_causal if self.is_causal else linear_attention_bidirectional
-        masks: dict[str, Tensor | None] = {"key_mask": key_mask, "cu_seqlens": cu_seqlens}
+        attend = partial(
+            linear_attention_causal if self.is_causal else linear_attention_bidirectional,
+            key_mask=key_mask,
+            cu_seqlens=cu_seqlens,
+        )
         if turn is None:
-            y = attend(*mapped, normalize=self.normalize, **masks)
+            y = attend(*mapped, normalize=self.normalize)
         else:
-            y = attend(*_turned(mapped, turn), normalize=False, **masks)
+            y = attend(*_turned(mapped, turn), normalize=False)
             if self.normalize:
-                ones = torch.ones_like(mapped.v[..., :1])
-                total = attend(mapped.phi_q, mapped.phi_k, ones, normalize=False, **masks)
+                ones = torch.ones_like(mapped.phi_q[..., :1])
+                total = attend(mapped.phi_q, mapped.phi_k, ones, normalize=False)
                 y = quotient(y, total.squeeze(-1))
         return self.heads.merge(y)
 
     def init_state(self, batch_size: int) -> Any:
         """Return an empty ``LinearState`` (in a ``RotaryState`` if rotary)."""
         check_causal(self.is_causal, "init_state")
+        check_positive("batch_size", batch_size)
         like, h = self.heads.out_proj.weight, self.heads
         state = linear_state(batch_size, h.num_heads, self.num_features, h.value_dim, like)
         return self.turner.init_state(state, batch_size, like.device)
@@ -107,6 +114,7 @@ class LinearAttention(nn.Module):
         check_causal(self.is_causal, "prefill")
         x = self.heads.check(x, key_mask)
         turn, past = self.turner.rotation(x, state, key_mask=key_mask)
+        check_state_batch(len(past.kv), len(x))
         mapped = self._map(x)
         if turn is None:
             y, past = linear_attention_chunked(
@@ -130,8 +138,10 @@ class LinearAttention(nn.Module):
             return y.squeeze(1), state
         check_causal(self.is_causal, "step")
         mapped = self._map(check_step(x_t, self.heads.d_model))
+        check_state_batch(len(state.kv), len(x_t))
         take = linear_attention_step_ if in_place else linear_attention_step
-        y, state = take(*(a.squeeze(2) for a in mapped), state, normalize=self.normalize)
+        phi_q, phi_k, v = (a.squeeze(2) for a in mapped)
+        y, state = take(phi_q, phi_k, v, state, normalize=self.normalize)
         return self.heads.merge(y.unsqueeze(2)).squeeze(1), state
 
     def _map(self, x: Tokens) -> Mapped:
@@ -195,4 +205,5 @@ class LinearCrossAttention(nn.Module):
 
 
 def _turned(mapped: Mapped, turn: Rotation) -> Mapped:
-    return Mapped(turn(mapped.phi_q), turn(mapped.phi_k), mapped.v)
+    # v is widened, so that the numerator is not rounded to v's dtype before it is divided.
+    return Mapped(turn(mapped.phi_q), turn(mapped.phi_k), widen(mapped.v))

@@ -5,7 +5,7 @@ valid tokens before, so left padding, right padding and packing all number a seq
 """
 
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -41,6 +41,7 @@ def next_position(
     return start + (seq_len if key_mask is None else key_mask.sum(1))
 
 
+@runtime_checkable
 class PositionEncoding(Protocol):
     """What a model asks: the width that is left for the token, and tokens with positions in."""
 
@@ -86,7 +87,7 @@ class SinusoidalConcat(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T E"], positions: Positions) -> Float[Tensor, "B T D"]:
         """Concatenate the waves behind ``x``."""
-        waves = self.waves(positions).to(x.dtype)
+        waves = self.waves(positions, x.dtype)
         return torch.cat([x, waves.expand(*x.shape[:2], -1)], dim=-1)
 
 
@@ -103,7 +104,8 @@ class SinusoidalAdd(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T D"], positions: Positions) -> Float[Tensor, "B T D"]:
         """Add the waves to ``x``."""
-        return x + self.waves(positions).to(x.dtype)
+        added: Tensor = x + self.waves(positions, x.dtype)
+        return added
 
 
 class LearnedPositions(nn.Module):
@@ -130,13 +132,12 @@ class LearnedPositions(nn.Module):
             last = int(positions.max())
             if last >= self.max_len:
                 raise ValueError(f"positions must be below max_len ({self.max_len}), got {last}")
-        return x + self.embedding(positions)
+        added: Tensor = x + self.embedding(positions)
+        return added
 
 
 class Sinusoid(nn.Module):
     """Waves of width W: sine at even, cosine at odd channels, wavelengths 2 pi to 20,000 pi."""
-
-    inverse_wavelength: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -144,14 +145,11 @@ class Sinusoid(nn.Module):
         if width % 2:
             raise ValueError(f"position width must be even, got {width}")
         self.width = width
-        self.register_buffer(
-            "inverse_wavelength", inverse_wavelengths(width, base=10_000.0), persistent=False
-        )
 
-    def forward(self, positions: Positions) -> Float[Tensor, "B T W"]:
-        """Return the waves at the given positions."""
-        angles = positions.unsqueeze(-1) * self.inverse_wavelength
-        return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+    def forward(self, positions: Positions, dtype: torch.dtype) -> Float[Tensor, "B T W"]:
+        """Return the waves at the given positions, in ``dtype``."""
+        angles = position_angles(positions, self.width, dtype, base=10_000.0)
+        return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2).to(dtype)
 
 
 class Rotation(NamedTuple):
@@ -170,23 +168,34 @@ class Rotation(NamedTuple):
 class Rotary(nn.Module):
     """Angles of rotary positions for vectors of ``width`` numbers."""
 
-    inverse_wavelength: Tensor
-
     def __init__(self, width: int, *, base: float = 10_000.0) -> None:
         super().__init__()
         check_positive("rotary width", width)
         if width % 2:
             raise ValueError(f"rotary width must be even, got {width}")
-        self.register_buffer(
-            "inverse_wavelength", inverse_wavelengths(width, base=base), persistent=False
-        )
+        self.width, self.base = width, base
 
-    def forward(self, positions: Positions) -> Rotation:
-        """Return the rotation of tokens at ``positions``."""
-        angles = positions.unsqueeze(-1) * self.inverse_wavelength
+    def forward(self, positions: Positions, dtype: torch.dtype) -> Rotation:
+        """Return the rotation of tokens at ``positions``, in ``dtype`` but float32 or wider."""
+        angles = position_angles(positions, self.width, dtype, base=self.base)
         return Rotation(angles.cos(), angles.sin())
 
 
-def inverse_wavelengths(width: int, *, base: float) -> Float[Tensor, " P"]:
+def position_angles(
+    positions: Positions, width: int, dtype: torch.dtype, *, base: float
+) -> Float[Tensor, "B T P"]:
+    """Return the angles of waves or rotations at ``positions``, in radians.
+
+    In float32 or wider whatever ``dtype`` is: bf16 has 8 bits, too few to tell position 783 from
+    784. For that reason the wavelengths are no buffer either: casting a model would round them.
+    """
+    inverse = inverse_wavelengths(width, base=base, device=positions.device)
+    dtype = torch.promote_types(dtype, torch.float32)
+    return positions.unsqueeze(-1).to(dtype) * inverse.to(dtype)
+
+
+def inverse_wavelengths(
+    width: int, *, base: float, device: torch.device | None = None
+) -> Float[Tensor, " P"]:
     """Return base^(-2i / width) for i = 0 .. width / 2 - 1, in radians per position."""
-    return torch.exp(torch.arange(0, width, 2) * (-math.log(base) / width))
+    return torch.exp(torch.arange(0, width, 2, device=device) * (-math.log(base) / width))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from subquad.layers.heads import Heads, Turner, check_causal, check_step
 from subquad.layers.mixer import Borders, KeyMask, Token, Tokens
-from subquad.ops.checks import check_fraction
+from subquad.ops.checks import check_fraction, check_positive, check_state_batch
 from subquad.ops.softmax_attention import kv_cache, softmax_attention, softmax_attention_cached
 
 
@@ -64,6 +64,7 @@ class SoftmaxAttention(nn.Module):
     def init_state(self, batch_size: int) -> Any:
         """Return an empty ``KVCache`` (in a ``RotaryState`` if rotary)."""
         check_causal(self.is_causal, "init_state")
+        check_positive("batch_size", batch_size)
         like, h = self.heads.out_proj.weight, self.heads
         cache = kv_cache(batch_size, h.num_heads, h.head_dim, h.value_dim, like)
         return self.turner.init_state(cache, batch_size, like.device)
@@ -90,6 +91,7 @@ class SoftmaxAttention(nn.Module):
         check_causal(self.is_causal, "a state")
         x = self.heads.check(x, key_mask)
         turn, cache = self.turner.rotation(x, state, key_mask=key_mask)
+        check_state_batch(len(cache.k), len(x))
         q, k, v = self.heads.split(x)
         if turn is not None:
             q, k = turn(q), turn(k)

@@ -1,7 +1,7 @@
 """Images as sequences of bytes: a causal transformer with a mixture-of-logistics head.
 
 Bytes run row-major, colours innermost. Byte t + 1 is predicted of bytes 0 .. t, so L - 1 bytes of
-an image are predicted and bits/dim is the mean over these; the first byte is drawn from a histogram.
+an image are predicted and bits/dim is the mean over these; a histogram gives the first byte.
 Source: Katharopoulos et al. 2020, section 4.2 and the released experiments.
 """
 
@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
-from typing_extensions import Self, Unpack
+from typing_extensions import Unpack
 
+from subquad.layers.positions import inverse_wavelengths
 from subquad.models.decoder import TransformerDecoder
 from subquad.models.memory import generation_batch
 from subquad.models.stack import StackOptions, StackState
@@ -72,16 +73,33 @@ class PixelModel(nn.Module):
             check_positive("num_classes", num_classes)
             self.class_embedding = nn.Embedding(num_classes, self.decoder.token_width)
         self.head = nn.Linear(d_model, 3 * num_mixtures)
+        self._reset_head(num_mixtures)
+        self._reset_embedding()
         self.register_buffer("first_byte_counts", torch.ones(256))
 
+    def _reset_head(self, num_mixtures: int) -> None:
+        """Start with narrow logistics spread over all bytes; wide ones cost the first epoch."""
+        means, log_scales = torch.linspace(-1, 1, num_mixtures), torch.full((num_mixtures,), -3.0)
+        with torch.no_grad():
+            self.head.weight.mul_(0.1)
+            self.head.bias.copy_(torch.cat([torch.zeros(num_mixtures), means, log_scales]))
+
+    def _reset_embedding(self) -> None:
+        """Start with like vectors for like bytes: waves of the value, as for positions."""
+        width = self.decoder.token_width
+        angles = torch.arange(256).unsqueeze(1) * inverse_wavelengths(width + width % 2, base=1e4)
+        waves = torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width]
+        with torch.no_grad():
+            self.byte_embedding.weight.copy_(waves)
+
     @classmethod
-    def mnist(cls, mixer: str = "linear", **overrides: Any) -> Self:
+    def mnist(cls, mixer: str = "linear", **overrides: Any) -> "PixelModel":
         """Build the paper's MNIST model: 8 layers of 256, 6,359,070 parameters."""
         settings: dict[str, Any] = {"num_layers": 8, "num_heads": 8, "d_ff": 1024, "dropout": 0.1}
         return cls(784, d_model=256, mixer=mixer, **{**settings, **overrides})
 
     @classmethod
-    def cifar10(cls, mixer: str = "linear", **overrides: Any) -> Self:
+    def cifar10(cls, mixer: str = "linear", **overrides: Any) -> "PixelModel":
         """Build the paper's CIFAR-10 model: 16 layers of 256, 12,677,150 parameters."""
         settings: dict[str, Any] = {"num_layers": 16, "num_heads": 8, "d_ff": 1024, "dropout": 0.1}
         return cls(3072, d_model=256, mixer=mixer, **{**settings, **overrides})
@@ -139,10 +157,14 @@ class PixelModel(nn.Module):
             max_batch: images drawn at once; None for as many as fit in memory. A split is logged.
 
         Raises:
-            ValueError: if a shape, value or option does not fit.
+            TypeError: if a dtype, or the type of an option, does not fit.
+            ValueError: if a shape, value or option does not fit, or the model is in training mode.
         """
-        self._check_generate(batch_size, prefix, labels, temperature, max_batch)
+        self._check_generate(batch_size, prefix, labels, temperature, seed, max_batch)
         seed = int(torch.randint(2**62, ())) if seed is None else seed
+        # Seeds of their own, not seed + i: the images of seeds 0 and 1 must have nothing in common.
+        draws = torch.Generator().manual_seed(seed % 2**63)
+        seeds = torch.randint(2**62, (batch_size,), generator=draws).tolist()
         size = max_batch or generation_batch(
             self.decoder,
             batch_size,
@@ -159,7 +181,7 @@ class PixelModel(nn.Module):
                 report = _progress_of(progress, first, rows.stop - first, batch_size, self.seq_len)
             images.append(
                 self._generate(
-                    self._uniforms(seed, range(rows.start, rows.stop)),
+                    self._uniforms(seeds[rows]),
                     None if prefix is None else prefix[rows],
                     None if labels is None else labels[rows],
                     temperature,
@@ -178,11 +200,14 @@ class PixelModel(nn.Module):
     ) -> UInt8[Tensor, "B L"]:
         images = torch.zeros(uniforms.shape[:2], dtype=torch.long, device=uniforms.device)
         if prefix is None:
-            below = self.first_byte_counts.cumsum(0) / self.first_byte_counts.sum()
-            images[:, 0] = torch.searchsorted(below, uniforms[:, 0, 0].contiguous(), right=True)
+            below = self.first_byte_counts.double().cumsum(0)
+            drawn = uniforms[:, 0, 0].double() * below[-1]
+            images[:, 0] = torch.searchsorted(below, drawn, right=True)
         else:
             images[:, : prefix.shape[1]] = prefix
         start = 1 if prefix is None else prefix.shape[1]
+        if report is not None:
+            report(start)
         state = self.init_state(len(images))
         hidden, state = self.decoder.prefill(self._tokens(images[:, :start], labels), state)
         hidden = hidden[:, -1]
@@ -201,11 +226,11 @@ class PixelModel(nn.Module):
             tokens = tokens + self.class_embedding(labels.int()).unsqueeze(1)
         return tokens
 
-    def _uniforms(self, seed: int, rows: range) -> Float[Tensor, "B L 2"]:
+    def _uniforms(self, seeds: list[int]) -> Float[Tensor, "B L 2"]:
         """Draw each image's uniforms from a generator of its own."""
-        draws = torch.empty(len(rows), self.seq_len, 2)
-        for draw, row in zip(draws, rows, strict=True):
-            draw.uniform_(generator=torch.Generator().manual_seed((seed + row) % 2**63))
+        draws = torch.empty(len(seeds), self.seq_len, 2)
+        for draw, seed in zip(draws, seeds, strict=True):
+            draw.uniform_(generator=torch.Generator().manual_seed(seed))
         return draws.to(self.head.weight.device)
 
     def _check(self, pixels: Tensor, labels: Tensor | None) -> None:
@@ -230,8 +255,15 @@ class PixelModel(nn.Module):
         prefix: Tensor | None,
         labels: Tensor | None,
         temperature: float,
+        seed: int | None,
         max_batch: int | None,
     ) -> None:
+        if self.training:
+            raise ValueError(
+                "model must be in evaluation mode to generate, call model.eval() first"
+            )
+        if seed is not None and not isinstance(seed, int):
+            raise TypeError(f"seed must be an int or None, got {type(seed).__name__} {seed!r}")
         check_positive("batch_size", batch_size)
         check_positive_number("temperature", temperature)
         if max_batch is not None:

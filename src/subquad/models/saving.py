@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
-from subquad.files import atomic_path, atomic_write_json
+from subquad.files import atomic_write_bytes, atomic_write_json
 from subquad.models.language_model import DecoderLM
 from subquad.models.pixel_model import PixelModel
+from subquad.ops.checks import check_choice
 
 MODELS: dict[str, type[nn.Module]] = {"PixelModel": PixelModel, "DecoderLM": DecoderLM}
 
@@ -33,13 +34,12 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
         )
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: x.detach().contiguous() for key, x in model.state_dict().items()}
-    with atomic_path(folder / "model.safetensors") as temporary:
-        save_file(tensors, temporary)
+    atomic_write_bytes(folder / "model.safetensors", save(tensors))
     atomic_write_json(folder / "config.json", {"model": name, "arguments": arguments})
 
 
 def load_model(folder: str | Path) -> nn.Module:
-    """Build the model that ``save_model`` wrote to ``folder``, in float32 on the CPU, for evaluation.
+    """Build the model that ``save_model`` wrote to ``folder``, on the CPU and for evaluation.
 
     Raises:
         FileNotFoundError: if a file is missing.
@@ -51,10 +51,16 @@ def load_model(folder: str | Path) -> nn.Module:
             raise FileNotFoundError(f"{folder} must hold {name}, found none")
     try:
         config = json.loads((folder / "config.json").read_text())
-        kind, arguments = MODELS[config["model"]], dict(config["arguments"])
+        name, arguments = config["model"], dict(config["arguments"])
+        check_choice("model", name, tuple(MODELS))
+        kind = MODELS[name]
         with torch.device("meta"):
             model = kind(**arguments)
-    except (ValueError, KeyError, TypeError) as error:
+    except KeyError as error:
+        raise ValueError(
+            f"{folder / 'config.json'} must describe a model, it lacks {error}"
+        ) from error
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{folder / 'config.json'} must describe a model: {error}") from error
     try:
         tensors = load_file(folder / "model.safetensors")

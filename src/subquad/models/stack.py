@@ -23,6 +23,7 @@ from subquad.ops.checks import (
     check_cu_seqlens,
     check_key_mask,
     check_positive,
+    check_state_batch,
     check_token,
     check_tokens,
 )
@@ -132,8 +133,8 @@ class Stack(nn.Module):
         cu_seqlens: Int[Tensor, " S_plus_1"] | None = None,
     ) -> Float[Tensor, "B T D"]:
         """Run the blocks on a whole sequence of tokens E = ``token_width`` wide."""
-        check_cu_seqlens(cu_seqlens, *x.shape[:2], key_mask)
         x = self._enter(x, key_mask)
+        check_cu_seqlens(cu_seqlens, key_mask, *x.shape[:2])
         x = self.positions(x, token_positions(x, key_mask=key_mask, cu_seqlens=cu_seqlens))
         for block in self.blocks:
             x = block(x, key_mask=key_mask, cu_seqlens=cu_seqlens)
@@ -157,6 +158,7 @@ class Stack(nn.Module):
     ) -> tuple[Float[Tensor, "B T D"], StackState]:
         """Run a stretch of tokens in parallel, going on from ``state``."""
         x = self._enter(x, key_mask)
+        check_state_batch(len(state.position), len(x))
         x = self.positions(x, token_positions(x, key_mask=key_mask, start=state.position))
         mixers = []
         for block, past in zip(self.blocks, state.mixers, strict=True):
@@ -170,6 +172,7 @@ class Stack(nn.Module):
     ) -> tuple[Float[Tensor, "B D"], StackState]:
         """Run one more token; with ``in_place`` the state may be overwritten."""
         check_token("x_t", x_t, self.token_width)
+        check_state_batch(len(state.position), len(x_t))
         x = self.positions(x_t.unsqueeze(1), state.position.unsqueeze(1)).squeeze(1)
         mixers = []
         for block, past in zip(self.blocks, state.mixers, strict=True):
@@ -180,7 +183,7 @@ class Stack(nn.Module):
     def _enter(self, x: Tensor, key_mask: Tensor | None) -> Tensor:
         """Check tokens and clear padded ones, whose NaN would reach gradients as 0 * NaN."""
         check_tokens("x", x, self.token_width)
-        check_key_mask(key_mask, *x.shape[:2])
+        check_key_mask(key_mask, x, *x.shape[:2])
         return x if key_mask is None else x.masked_fill(~key_mask.unsqueeze(-1), 0)
 
 

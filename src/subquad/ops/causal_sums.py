@@ -3,23 +3,27 @@
     S_t = exp(g_t) S_{t-1} + k_t v_t^T      Z_t = exp(g_t) Z_{t-1} + k_t
     numerator_t = q_t S_t                   denominator_t = q_t . Z_t
 
-q and k are feature-mapped already. Axes: N batch x heads, T time, K features, V value size, C chunk,
-G the decay's own axis: 1 (one decay a token) or K (one a feature).
+q and k are feature-mapped already. Axes: N batch x heads, T time, K features, V value size,
+C chunk, G the decay's own axis: 1 (one decay a token) or K (one a feature).
 
 Inside a chunk the pair (i, j), j <= i, is weighed by exp(g_{j+1} + ... + g_i). These exponents are
-summed directly, never taken as differences of running sums: a decay of -1e30 (a reset) then costs
-no other pair its digits. Nothing is divided by a decay and no state is rebuilt by subtraction.
+summed directly, never taken as differences of running sums: a decay of -1e30 or of -inf (a reset)
+then costs no other pair its digits. Nothing is divided by a decay and no state is rebuilt by
+subtraction.
 
 The backward keeps the state at each chunk's start, N (T / C) K V numbers, and runs over the chunks
-once, from the last to the first. Source: Katharopoulos et al. 2020, equations 9 to 15 (without decay).
+once, from the last to the first.
+Source: Katharopoulos et al. 2020, equations 9 to 15 (without decay).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
+
+from subquad.ops.feature_maps import no_autocast
 
 
 class Sums(NamedTuple):
@@ -53,15 +57,16 @@ def causal_sums(
     Time O(T (C (K + V) + K V)), memory O(T (K + V + K V / C)), backward included; with a decay a
     feature O(T C K) time and O(C^2 K) memory more. All tensors share one dtype, float32 or float64.
     """
-    return Sums(*_CausalSums.apply(q, k, v, log_decay, kv, k_sum, chunk_size))
+    sums = _CausalSums.apply(q, k, v, log_decay, kv, k_sum, chunk_size)  # type: ignore[no-untyped-call]
+    return Sums(*sums)
 
 
 def _decay(g: Tensor) -> _Decay:
     size = g.shape[1]
     later = torch.ones(size, size, dtype=torch.bool, device=g.device).tril(-1)
-    # steps[i, j] = g_i for j < i; summed over i they give the exponent of each pair.
-    steps = g.unsqueeze(2) * later.unsqueeze(-1).to(g.dtype)
-    exponent = steps.cumsum(1)
+    # g_i at (i, j) for j < i; summed over i that gives the exponent of each pair.
+    # Filled, not multiplied: 0 * -inf would be NaN.
+    exponent = g.unsqueeze(2).masked_fill(~later.unsqueeze(-1), 0).cumsum(1)
     lower = torch.ones_like(later).tril()
     # The exponent is masked, not the product: exp of a future pair might overflow.
     pairs = exponent.masked_fill(~lower.unsqueeze(-1), -torch.inf).exp()
@@ -114,7 +119,7 @@ def _times(x: Tensor, weight: Tensor | None) -> Tensor:
 class _CausalSums(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -141,17 +146,17 @@ class _CausalSums(torch.autograd.Function):
                 total = decay.into[:, -1]
                 kv = torch.baddbmm(kv * total.unsqueeze(2), k_out.mT, v_c)
                 k_sum = k_sum * total + k_out.sum(1)
-        ctx.save_for_backward(q, k, v, log_decay, *[x for pair in starts for x in pair])  # type: ignore[attr-defined]
-        ctx.chunk_size = chunk_size  # type: ignore[attr-defined]
+        ctx.save_for_backward(q, k, v, log_decay, *[x for pair in starts for x in pair])
+        ctx.chunk_size = chunk_size
         return numerator, denominator, kv, k_sum
 
     @staticmethod
     @once_differentiable
-    def backward(  # type: ignore[override]
-        ctx: FunctionCtx, grad_n: Tensor, grad_d: Tensor, grad_kv: Tensor, grad_k_sum: Tensor
+    def backward(
+        ctx: Any, grad_n: Tensor, grad_d: Tensor, grad_kv: Tensor, grad_k_sum: Tensor
     ) -> tuple[Tensor | None, ...]:
-        q, k, v, log_decay, *starts = ctx.saved_tensors  # type: ignore[attr-defined]
-        size = ctx.chunk_size  # type: ignore[attr-defined]
+        q, k, v, log_decay, *starts = ctx.saved_tensors
+        size = ctx.chunk_size
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         grad_g = None if log_decay is None else torch.empty_like(log_decay)
         for n in reversed(range(len(starts) // 2)):
@@ -160,9 +165,11 @@ class _CausalSums(torch.autograd.Function):
                 q[:, c], k[:, c], v[:, c], None if log_decay is None else log_decay[:, c],
                 *starts[2 * n : 2 * n + 2],
             )  # fmt: skip
-            grads = _chunk_backward(chunk, grad_n[:, c], grad_d[:, c], grad_kv, grad_k_sum)
+            # A backward called under autocast would narrow these products.
+            with no_autocast(q):
+                grads = _chunk_backward(chunk, grad_n[:, c], grad_d[:, c], grad_kv, grad_k_sum)
             grad_q[:, c], grad_k[:, c], grad_v[:, c], grad_g_c, grad_kv, grad_k_sum = grads
-            if grad_g is not None:
+            if grad_g is not None and grad_g_c is not None:
                 grad_g[:, c] = grad_g_c
         return grad_q, grad_k, grad_v, grad_g, grad_kv, grad_k_sum, None
 
@@ -178,11 +185,11 @@ class _Chunk(NamedTuple):
 
 def _chunk_backward(
     chunk: _Chunk, grad_n: Tensor, grad_d: Tensor, grad_kv: Tensor, grad_k_sum: Tensor
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor]:
     """Go back over one chunk: equations 13 to 15, with the suffix sum of all later chunks in
     ``grad_kv`` (N, K, V) and ``grad_k_sum`` (N, K).
 
-    Returns the gradients of q, k, v, g (or an empty tensor), and of the state at the chunk's start.
+    Returns the gradients of q, k, v, g (None without), and of the state at the chunk's start.
     """
     q, k, v, log_decay, kv, k_sum = chunk
     decay = None if log_decay is None else _decay(log_decay)
@@ -191,18 +198,19 @@ def _chunk_backward(
     grad_q, grad_k, grad_pairs = _scores_backward(grad_scores, q, k, decay)
     grad_q_in = torch.baddbmm(grad_d.unsqueeze(2) * k_sum.unsqueeze(1), grad_n, kv.mT)
     grad_k_out = torch.baddbmm(grad_k_sum.unsqueeze(1), v, grad_kv.mT)
-    if decay is None:
+    if decay is None or grad_pairs is None:
         grad_v = torch.baddbmm(torch.bmm(scores.mT, grad_n), k, grad_kv)
         grad_kv = torch.baddbmm(grad_kv, q.mT, grad_n)
         grad_k_sum = grad_k_sum + torch.bmm(grad_d.unsqueeze(1), q).squeeze(1)
-        return grad_q + grad_q_in, grad_k + grad_k_out, grad_v, q.new_empty(0), grad_kv, grad_k_sum
+        return grad_q + grad_q_in, grad_k + grad_k_out, grad_v, None, grad_kv, grad_k_sum
     q_in, k_out, total = q * decay.into, k * decay.out, decay.into[:, -1]
     grad_v = torch.baddbmm(torch.bmm(scores.mT, grad_n), k_out, grad_kv)
     grad_total = ((grad_kv * kv).sum(2) + grad_k_sum * k_sum) * total
     grad_g = _decay_backward(
         grad_pairs,
-        *(_to_axis(x, decay.into) for x in (grad_q_in * q_in, grad_k_out * k_out)),
-        _to_axis(grad_total, decay.into[:, 0]),
+        _to_axis(grad_q_in * q_in, decay.into),
+        _to_axis(grad_k_out * k_out, decay.out),
+        _to_axis(grad_total, total),
     )
     grad_kv = torch.baddbmm(grad_kv * total.unsqueeze(2), q_in.mT, grad_n)
     grad_k_sum = grad_k_sum * total + torch.bmm(grad_d.unsqueeze(1), q_in).squeeze(1)

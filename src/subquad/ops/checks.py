@@ -4,6 +4,7 @@ Each function raises before any work starts, in one sentence: the argument, the 
 """
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ def check_qkv(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool, same_k: bool 
         q: queries.
         k: keys.
         v: values.
-        is_causal: whether Tq must equal Tk.
+        is_causal: whether Tq must equal Tk, as it must with ``cu_seqlens`` too.
         same_k: whether q and k must have the same last size.
 
     Raises:
@@ -85,21 +86,20 @@ def check_qkv(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool, same_k: bool 
             f"q and k must agree in (B, H), got {tuple(q.shape[:2])} and {tuple(k.shape[:2])}"
         )
     if same_k and q.shape[3] != k.shape[3]:
-        raise ValueError(
-            f"q and k must have the same last size, got {q.shape[3]} and {k.shape[3]}"
-        )
+        raise ValueError(f"q and k must have the same last size, got {q.shape[3]} and {k.shape[3]}")
     if is_causal and q.shape[2] != k.shape[2]:
         raise ValueError(
-            f"q and k must have the same length when is_causal, got {q.shape[2]} and {k.shape[2]}"
+            f"q and k must have the same length when is_causal or packed, "
+            f"got {q.shape[2]} and {k.shape[2]}"
         )
 
 
-def check_key_mask(key_mask: Tensor | None, batch_size: int, seq_len: int) -> None:
-    """Require ``key_mask`` to be bool of shape (B, T), True = keep.
+def check_key_mask(key_mask: Tensor | None, keys: Tensor, batch_size: int, seq_len: int) -> None:
+    """Require ``key_mask`` to be bool of shape (B, T), True = keep, on the device of ``keys``.
 
     Raises:
         TypeError: if it is not bool.
-        ValueError: if its shape is another.
+        ValueError: if its shape, or its device, is another.
     """
     if key_mask is None:
         return
@@ -110,10 +110,69 @@ def check_key_mask(key_mask: Tensor | None, batch_size: int, seq_len: int) -> No
             f"key_mask must have shape (B, T) = ({batch_size}, {seq_len}), "
             f"got {tuple(key_mask.shape)}"
         )
+    check_same_device("key_mask", key_mask, keys)
+
+
+def check_log_decay(
+    log_decay: Tensor | None, k_shape: torch.Size, key_mask: Tensor | None, *, is_causal: bool
+) -> None:
+    """Require ``log_decay`` to be (B, H, T) or (B, H, T, K), and at most 0 where it counts.
+
+    Args:
+        log_decay: None passes.
+        k_shape: shape (B, H, T, K) of the mapped keys.
+        key_mask: where it is False, ``log_decay`` may hold anything.
+        is_causal: no decay without it.
+
+    Raises:
+        TypeError: if it is not floating.
+        ValueError: if it does not fit (NaN included).
+    """
+    if log_decay is None:
+        return
+    if not is_causal:
+        raise ValueError("log_decay needs is_causal=True, got is_causal=False")
+    if not log_decay.is_floating_point():
+        raise TypeError(f"log_decay must be of a floating dtype, got {log_decay.dtype}")
+    if log_decay.shape not in (k_shape[:3], k_shape):
+        raise ValueError(
+            f"log_decay must have shape (B, H, T) = {tuple(k_shape[:3])} or (B, H, T, K) = "
+            f"{tuple(k_shape)}, got {tuple(log_decay.shape)}"
+        )
+    if torch.compiler.is_compiling() or log_decay.is_meta:
+        return
+    if key_mask is not None:
+        hidden = ~key_mask[:, None] if log_decay.dim() == 3 else ~key_mask[:, None, :, None]
+        log_decay = log_decay.masked_fill(hidden, 0)
+    if not (log_decay <= 0).all():
+        raise ValueError(f"log_decay must be at most 0, got {log_decay.max().item()}")
+
+
+def check_part_of_state(name: str, x: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
+    """Require one tensor of a state to fit its inputs, lest it be broadcast.
+
+    Raises:
+        ValueError: if its shape, or its device, is another.
+    """
+    if x.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(x.shape)}")
+    check_same_device(name, x, like)
+
+
+def check_same_device(name: str, x: Tensor, keys: Tensor) -> None:
+    """Require ``x`` to be where the keys are.
+
+    Raises:
+        ValueError: if it is elsewhere.
+    """
+    if x.device != keys.device:
+        raise ValueError(
+            f"{name} must be on the device of the keys ({keys.device}), got {x.device}"
+        )
 
 
 def check_cu_seqlens(
-    cu_seqlens: Tensor | None, batch_size: int, seq_len: int, key_mask: Tensor | None
+    cu_seqlens: Tensor | None, key_mask: Tensor | None, batch_size: int, seq_len: int
 ) -> None:
     """Require the borders of packed sequences: 0, ..., T, never falling, and B = 1.
 
@@ -139,7 +198,7 @@ def check_cu_seqlens(
             f"cu_seqlens must start with 0 and end with T = {seq_len}, "
             f"got {borders[0]} and {borders[-1]}"
         )
-    if any(b < a for a, b in zip(borders, borders[1:], strict=False)):
+    if any(b < a for a, b in pairwise(borders)):
         raise ValueError(f"cu_seqlens must never fall, got {borders}")
 
 
@@ -169,6 +228,18 @@ def check_token(name: str, x: Tensor, width: int) -> None:
         raise TypeError(f"{name} must be of a floating dtype, got {x.dtype}")
     if x.dim() != 2 or x.shape[1] != width or len(x) == 0:
         raise ValueError(f"{name} must have shape (B, {width}) with B >= 1, got {tuple(x.shape)}")
+
+
+def check_state_batch(state_batch: int, batch_size: int) -> None:
+    """Require a state of as many rows as there are in the batch.
+
+    Raises:
+        ValueError: if they differ.
+    """
+    if state_batch != batch_size:
+        raise ValueError(
+            f"state must have the batch size of the tokens ({batch_size}), got {state_batch}"
+        )
 
 
 def check_ids(name: str, ids: Tensor, count: int) -> None:

@@ -8,7 +8,7 @@ are given. Sources: Katharopoulos et al. 2020, equation 7 (elu + 1) and section 
 import contextlib
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,7 @@ Input = Float[Tensor, "... K"]
 Features = Float[Tensor, "... M"]
 
 
+@runtime_checkable
 class FeatureMap(Protocol):
     """What linear attention asks of a map; any object with these three will do."""
 
@@ -40,8 +41,8 @@ def widen(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def no_autocast(x: Tensor) -> "contextlib.AbstractContextManager[object]":
-    """Switch autocast off on the device of ``x``: explicit casts alone do not stop it in a product."""
+def no_autocast(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Switch autocast off on the device of ``x``; it would narrow a product of float32 tensors."""
     if x.device.type == "meta":
         return contextlib.nullcontext()
     return torch.autocast(x.device.type, enabled=False)
@@ -49,7 +50,10 @@ def no_autocast(x: Tensor) -> "contextlib.AbstractContextManager[object]":
 
 @dataclass(frozen=True)
 class EluPlusOne:
-    """phi(x) = elu(x) + 1 (equation 7): x + 1 above 0, exp(x) below, so never 0 in float32 down to -103."""
+    """phi(x) = elu(x) + 1 (equation 7): x + 1 above 0, exp(x) below.
+
+    Never 0 in float32 down to x = -103.
+    """
 
     nonnegative = True
 
@@ -130,7 +134,7 @@ class Degree2Polynomial:
         """Map the last axis."""
         x = widen(x)
         rows, columns = torch.triu_indices(x.shape[-1], x.shape[-1], device=x.device)
-        weight = torch.where(rows == columns, 1.0, math.sqrt(2.0)).to(x.dtype)
+        weight = x.new_ones(len(rows)).masked_fill(rows != columns, math.sqrt(2.0))
         return x[..., rows] * x[..., columns] * weight
 
 

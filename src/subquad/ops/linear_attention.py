@@ -18,8 +18,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from subquad.ops.causal_sums import causal_sums
-from subquad.ops.checks import check_cu_seqlens, check_key_mask, check_positive, check_qkv
-from subquad.ops.feature_maps import FeatureMap, check_normalize, elu_plus_one, no_autocast, widen
+from subquad.ops.checks import (
+    check_cu_seqlens,
+    check_key_mask,
+    check_log_decay,
+    check_part_of_state,
+    check_positive,
+    check_qkv,
+)
+from subquad.ops.feature_maps import FeatureMap, check_normalize, elu_plus_one, no_autocast
 from subquad.ops.packing import run_packed
 
 Features = Float[Tensor, "B H T K"]
@@ -40,8 +47,8 @@ def linear_state(
 ) -> LinearState:
     """Return the empty past, on the device of ``like`` and in its dtype (float32 or wider)."""
     dtype = torch.promote_types(like.dtype, torch.float32)
-    kv = torch.zeros(batch_size, num_heads, num_features, value_dim, dtype=dtype, device=like.device)
-    return LinearState(kv, torch.zeros_like(kv[..., 0]))
+    k_sum = torch.zeros(batch_size, num_heads, num_features, dtype=dtype, device=like.device)
+    return LinearState(k_sum.new_zeros(*k_sum.shape, value_dim), k_sum)
 
 
 def linear_attention(
@@ -64,7 +71,8 @@ def linear_attention(
         v: values (B, H, Tk, V); the output has their dtype.
         is_causal: query i sees keys j <= i only; needs Tq = Tk.
         key_mask: (B, Tk) bool, True = keep. What stands in the other positions, NaN included,
-            changes no output and no gradient; a query that sees no key gives 0.
+            changes no output and no gradient; a query that sees no key gives 0. Then also a query
+            whose features are not finite gives NaN in its own row and no gradient.
         cu_seqlens: borders 0, ..., T of sequences packed into a batch of 1 (Tq = Tk).
         feature_map: phi.
         log_decay: (B, H, T) or (B, H, T, K), at most 0; causal only.
@@ -78,23 +86,30 @@ def linear_attention(
         ValueError: if a shape, device, mask or option does not fit.
     """
     check_qkv(q, k, v, is_causal=is_causal or cu_seqlens is not None)
-    check_key_mask(key_mask, k.shape[0], k.shape[2])
-    check_cu_seqlens(cu_seqlens, k.shape[0], k.shape[2], key_mask)
+    check_key_mask(key_mask, k, k.shape[0], k.shape[2])
+    check_cu_seqlens(cu_seqlens, key_mask, k.shape[0], k.shape[2])
     check_normalize(feature_map, normalize)
     with no_autocast(q):
+        broken = None
         if key_mask is not None:
             k = k.masked_fill(~key_mask[:, None, :, None], 0)
+            broken = _broken_queries(q, feature_map)
+            q = q.masked_fill(broken, 0)
         phi_q, phi_k = feature_map(q), feature_map(k)
         if is_causal:
-            return linear_attention_causal(
+            y = linear_attention_causal(
                 phi_q, phi_k, v, key_mask=key_mask, cu_seqlens=cu_seqlens,
                 log_decay=log_decay, normalize=normalize,
             )  # fmt: skip
-        if log_decay is not None:
-            _check_log_decay(log_decay, phi_k.shape, is_causal)
-        return linear_attention_bidirectional(
-            phi_q, phi_k, v, key_mask=key_mask, cu_seqlens=cu_seqlens, normalize=normalize
-        )
+        else:
+            check_log_decay(log_decay, phi_k.shape, None, is_causal=False)
+            y = linear_attention_bidirectional(
+                phi_q, phi_k, v, key_mask=key_mask, cu_seqlens=cu_seqlens, normalize=normalize
+            )
+    if key_mask is None or broken is None:
+        return y
+    sees_a_key = key_mask.cumsum(1) > 0 if is_causal else key_mask.any(1, keepdim=True)
+    return y.masked_fill(broken & sees_a_key[:, None, :, None], torch.nan)
 
 
 def linear_attention_quadratic(
@@ -116,7 +131,7 @@ def linear_attention_quadratic(
         seen = torch.ones(products.shape[2:4], dtype=torch.bool, device=phi_q.device).tril()
         products = products.masked_fill(~seen[..., None], 0)
     if g is not None:
-        steps = g.unsqueeze(3) * seen.tril(-1)[..., None]  # g_i for j < i
+        steps = g.unsqueeze(3).masked_fill(~seen.tril(-1)[..., None], 0)  # g_i for j < i
         products = products * steps.cumsum(2).masked_fill(~seen[..., None], 0).exp()
         into = g.cumsum(2).exp()
     weights = products.sum(-1)
@@ -138,6 +153,8 @@ def linear_attention_bidirectional(
 ) -> Float[Tensor, "B H Tq V"]:
     """Attend to all keys in O((Tq + Tk) K V); Tq need not be Tk (cross-attention)."""
     if cu_seqlens is not None:
+        check_qkv(phi_q, phi_k, v, is_causal=True)
+        check_cu_seqlens(cu_seqlens, key_mask, phi_k.shape[0], phi_k.shape[2])
 
         def attend(phi_q: Tensor, phi_k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
             return linear_attention_bidirectional(
@@ -164,20 +181,22 @@ def linear_attention_causal(
     chunk_size: int | None = None,
 ) -> Values:
     """Attend to keys j <= i from an empty past; as ``linear_attention_chunked`` without state."""
+    check_qkv(phi_q, phi_k, v, is_causal=True)
     if cu_seqlens is not None:
+        check_cu_seqlens(cu_seqlens, key_mask, phi_k.shape[0], phi_k.shape[2])
+        check_log_decay(log_decay, phi_k.shape, None, is_causal=True)
 
-        def attend(*padded: Tensor) -> Tensor:
-            *inputs, mask = padded
-            decay = inputs[3].squeeze(-1) if one_a_token else inputs[3] if len(inputs) > 3 else None
+        def attend(phi_q: Tensor, phi_k: Tensor, v: Tensor, *decay_and_mask: Tensor) -> Tensor:
+            *decay, mask = decay_and_mask
             return linear_attention_causal(
-                *inputs[:3], key_mask=mask, log_decay=decay, normalize=normalize,
-                chunk_size=chunk_size,
+                phi_q, phi_k, v, key_mask=mask, log_decay=decay[0] if decay else None,
+                normalize=normalize, chunk_size=chunk_size,
             )  # fmt: skip
 
-        one_a_token = log_decay is not None and log_decay.dim() == 3
-        extra = () if log_decay is None else (log_decay.unsqueeze(-1) if one_a_token else log_decay,)
-        return run_packed(attend, cu_seqlens, phi_q, phi_k, v, *extra)
-    state = linear_state(*phi_k.shape[:2], phi_k.shape[3], v.shape[3], like=v)
+        decay = [] if log_decay is None else [log_decay]
+        return run_packed(attend, cu_seqlens, phi_q, phi_k, v, *decay)
+    batch_size, num_heads, _, num_features = phi_k.shape
+    state = linear_state(batch_size, num_heads, num_features, v.shape[3], like=v)
     return linear_attention_chunked(
         phi_q, phi_k, v, state, key_mask=key_mask, log_decay=log_decay, normalize=normalize,
         chunk_size=chunk_size,
@@ -235,18 +254,17 @@ def linear_attention_sums(
 ) -> tuple[Values, Float[Tensor, "B H T"], LinearState]:
     """Return numerator and denominator apart, for layers that make them of different features."""
     check_qkv(phi_q, phi_k, v, is_causal=True)
-    check_key_mask(key_mask, phi_k.shape[0], phi_k.shape[2])
+    _check_state(state, phi_k, v)
     if chunk_size is None:
         decays_by_feature = log_decay is not None and log_decay.dim() == 4
         chunk_size = 16 if decays_by_feature else min(max(32, 2 * phi_k.shape[3]), 128)
     check_positive("chunk_size", chunk_size)
-    batch, heads = phi_k.shape[:2]
     with no_autocast(v):
-        *inputs, g = _prepare(phi_q, phi_k, v, key_mask, log_decay, True)
-        flat = [x.to(state.kv.dtype).flatten(0, 1) for x in inputs]
+        q, k, wide_v, g = _prepare(phi_q, phi_k, v, key_mask, log_decay, True)
+        flat = [x.to(state.kv.dtype).flatten(0, 1) for x in (q, k, wide_v, *state)]
         decay = None if g is None else g.to(state.kv.dtype).flatten(0, 1)
-        sums = causal_sums(*flat, decay, state.kv.flatten(0, 1), state.k_sum.flatten(0, 1), chunk_size)  # type: ignore[call-arg]
-    numerator, denominator, kv, k_sum = (x.unflatten(0, (batch, heads)) for x in sums)
+        sums = causal_sums(flat[0], flat[1], flat[2], decay, flat[3], flat[4], chunk_size)
+    numerator, denominator, kv, k_sum = (x.view(*k.shape[:2], *x.shape[1:]) for x in sums)
     return numerator, denominator, LinearState(kv, k_sum)
 
 
@@ -260,6 +278,7 @@ def linear_attention_step(
     normalize: bool = True,
 ) -> tuple[Float[Tensor, "B H V"], LinearState]:
     """Take one more token (equations 18 to 20): update the state, then read it."""
+    _check_state(state, phi_k, v)
     with no_autocast(v):
         wide = [x.to(state.kv.dtype) for x in (phi_q, phi_k, v)]
         kv, k_sum = state
@@ -279,6 +298,7 @@ def linear_attention_step_(
     normalize: bool = True,
 ) -> tuple[Float[Tensor, "B H V"], LinearState]:
     """Take one more token as ``linear_attention_step`` does, overwriting ``state``; no gradient."""
+    _check_state(state, phi_k, v)
     with no_autocast(v):
         wide = [x.to(state.kv.dtype) for x in (phi_q, phi_k, v)]
         state.kv.addcmul_(wide[1].unsqueeze(-1), wide[2].unsqueeze(-2))
@@ -315,25 +335,26 @@ def _prepare(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Check, widen to float32 and clear what ``key_mask`` hides; the decay comes back 4-D."""
     check_qkv(phi_q, phi_k, v, is_causal=is_causal)
-    check_key_mask(key_mask, phi_k.shape[0], phi_k.shape[2])
+    check_key_mask(key_mask, phi_k, phi_k.shape[0], phi_k.shape[2])
+    check_log_decay(log_decay, phi_k.shape, key_mask, is_causal=is_causal)
+    dtype = torch.promote_types(torch.promote_types(phi_k.dtype, v.dtype), torch.float32)
     if log_decay is not None:
-        _check_log_decay(log_decay, phi_k.shape, is_causal)
-        log_decay = widen(log_decay if log_decay.dim() == 4 else log_decay.unsqueeze(-1))
+        log_decay = (log_decay if log_decay.dim() == 4 else log_decay.unsqueeze(-1)).to(dtype)
     if key_mask is not None:
         hidden = ~key_mask[:, None, :, None]
         phi_k, v = phi_k.masked_fill(hidden, 0), v.masked_fill(hidden, 0)
         log_decay = None if log_decay is None else log_decay.masked_fill(hidden, 0)
-    dtype = torch.promote_types(torch.promote_types(phi_k.dtype, v.dtype), torch.float32)
     return phi_q.to(dtype), phi_k.to(dtype), v.to(dtype), log_decay
 
 
-def _check_log_decay(log_decay: Tensor, shape: torch.Size, is_causal: bool) -> None:
-    if not is_causal:
-        raise ValueError("log_decay needs is_causal=True, got is_causal=False")
-    if log_decay.shape not in (shape[:3], shape):
-        raise ValueError(
-            f"log_decay must have shape (B, H, T) = {tuple(shape[:3])} or (B, H, T, K) = "
-            f"{tuple(shape)}, got {tuple(log_decay.shape)}"
-        )
-    if not torch.compiler.is_compiling() and (log_decay > 0).any():
-        raise ValueError(f"log_decay must be at most 0, got {log_decay.max().item()}")
+def _broken_queries(q: Tensor, feature_map: FeatureMap) -> Bool[Tensor, "B H Tq 1"]:
+    """Say whose features are not finite: their gradient of 0 would reach the keys as 0 * NaN."""
+    with torch.no_grad():
+        return ~feature_map(q).isfinite().all(-1, keepdim=True)
+
+
+def _check_state(state: LinearState, phi_k: Tensor, v: Tensor) -> None:
+    """Check the past against keys (B, H, T, K) and values (B, H, T, V), or one of each."""
+    k_shape = (*phi_k.shape[:2], phi_k.shape[-1])
+    check_part_of_state("state.kv", state.kv, (*k_shape, v.shape[-1]), phi_k)
+    check_part_of_state("state.k_sum", state.k_sum, k_shape, phi_k)

@@ -1,9 +1,10 @@
-"""Packed sequences: many sequences laid end to end in one row, with ``cu_seqlens`` as their borders.
+"""Packed sequences: many laid end to end in one row, with ``cu_seqlens`` as their borders.
 
 Axes: H heads, T packed time, S sequences of a group, L longest of a group.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,7 +14,7 @@ Attend = Callable[..., Tensor]
 
 
 def run_packed(
-    attend: Attend, cu_seqlens: Int[Tensor, " S_plus_1"], *tensors: Float[Tensor, "1 H T _"]
+    attend: Attend, cu_seqlens: Int[Tensor, " S_plus_1"], *tensors: Float[Tensor, "1 H T *_"]
 ) -> Float[Tensor, "1 H T V"]:
     """Run ``attend(*padded, key_mask)`` on packed sequences; none sees another.
 
@@ -25,8 +26,7 @@ def run_packed(
         cu_seqlens: borders 0, ..., T; checked by the caller. Empty sequences are passed over.
         tensors: each (1, H, T, ...).
     """
-    borders = cu_seqlens.tolist()
-    spans = [(b - a, a) for a, b in zip(borders, borders[1:], strict=False) if b > a]
+    spans = [(b - a, a) for a, b in pairwise(cu_seqlens.tolist()) if b > a]
     spans.sort()
     outputs: list[Tensor] = []
     order: list[Tensor] = []
@@ -34,7 +34,7 @@ def run_packed(
         shortest = spans[0][0]
         group = [span for span in spans if span[0] <= 2 * shortest]
         spans = spans[len(group) :]
-        index, mask = _padded_index(group, cu_seqlens.device)
+        index, mask = _padded_index(group, tensors[0].device)
         padded = [x[0][:, index].transpose(0, 1) for x in tensors]
         y = attend(*padded, mask)
         outputs.append(y.transpose(1, 2)[mask])

@@ -5,7 +5,7 @@
 over all valid j, or over j <= i (causal). A query that sees no valid key gives 0.
 
 Axes: B batch, H heads, T time (Tq queries, Tk keys), K query and key size, V value size.
-Source: Vaswani et al. 2017; Katharopoulos et al. 2020, equation 2 and supplement (stateful softmax).
+Source: Vaswani et al. 2017; Katharopoulos et al. 2020, equation 2 and supplement (the cache).
 """
 
 import math
@@ -16,7 +16,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from subquad.ops.checks import check_cu_seqlens, check_key_mask, check_qkv
+from subquad.ops.checks import (
+    check_cu_seqlens,
+    check_fraction,
+    check_key_mask,
+    check_part_of_state,
+    check_qkv,
+)
 from subquad.ops.packing import run_packed
 
 
@@ -29,7 +35,9 @@ class KVCache(NamedTuple):
     length: int
 
 
-def kv_cache(batch_size: int, num_heads: int, key_dim: int, value_dim: int, like: Tensor) -> KVCache:
+def kv_cache(
+    batch_size: int, num_heads: int, key_dim: int, value_dim: int, like: Tensor
+) -> KVCache:
     """Return the empty past, on the device and in the dtype of ``like``."""
     k = torch.zeros(batch_size, num_heads, 0, key_dim, dtype=like.dtype, device=like.device)
     return KVCache(k, k.new_zeros(batch_size, num_heads, 0, value_dim), None, 0)
@@ -54,8 +62,9 @@ def softmax_attention(
         v: values (B, H, Tk, V).
         is_causal: query i sees keys j <= i only; needs Tq = Tk.
         key_mask: (B, Tk) bool, True = keep. What stands in the other positions, NaN included,
-            changes no output and no gradient; a query that sees no key gives 0. A mask with
-            ``is_causal`` costs a (B, 1, T, T) bool tensor.
+            changes no output and no gradient; a query that sees no key gives 0. Then also a query
+            that is not finite gives NaN in its own row and no gradient. A mask with ``is_causal``
+            costs a (B, 1, T, T) bool tensor.
         cu_seqlens: borders 0, ..., T of sequences packed into a batch of 1 (Tq = Tk).
         scale: factor on the scores, by default 1 / sqrt(K).
         dropout_p: share of the weights dropped; the caller sets 0 in evaluation.
@@ -68,8 +77,9 @@ def softmax_attention(
         ValueError: if a shape, device or mask does not fit.
     """
     check_qkv(q, k, v, is_causal=is_causal or cu_seqlens is not None)
-    check_key_mask(key_mask, k.shape[0], k.shape[2])
-    check_cu_seqlens(cu_seqlens, k.shape[0], k.shape[2], key_mask)
+    check_key_mask(key_mask, k, k.shape[0], k.shape[2])
+    check_cu_seqlens(cu_seqlens, key_mask, k.shape[0], k.shape[2])
+    check_fraction("dropout_p", dropout_p)
     if cu_seqlens is not None:
 
         def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -98,13 +108,14 @@ def softmax_attention_quadratic(
     scale: float | None = None,
 ) -> Float[Tensor, "B H Tq V"]:
     """Compute the definition; the SDPA form is tested against it."""
+    if key_mask is not None:
+        k, v = _clear(k, key_mask), _clear(v, key_mask)
     scores = (q @ k.mT) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
     allowed = torch.ones_like(scores, dtype=torch.bool)
     if is_causal:
         allowed = allowed.tril()
     if key_mask is not None:
         allowed = allowed & key_mask[:, None, None, :]
-        v = _clear(v, key_mask)
     scores = scores.masked_fill(~allowed, -torch.inf)
     highest = scores.amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
     weights = (scores - highest.detach()).exp().masked_fill(~allowed, 0)
@@ -127,13 +138,19 @@ def softmax_attention_cached(
 
     With ``in_place`` the new keys go into the cache's own buffers, which grow by doubling; without
     it the given cache is left as it is and gradients flow through the past.
+
+    Raises:
+        TypeError: if a dtype does not fit.
+        ValueError: if a shape, device or mask does not fit.
     """
     check_qkv(q, k, v, is_causal=True)
-    check_key_mask(key_mask, k.shape[0], k.shape[2])
+    check_key_mask(key_mask, k, k.shape[0], k.shape[2])
+    check_fraction("dropout_p", dropout_p)
+    room = cache.k.shape[2]
+    check_part_of_state("cache.k", cache.k, (*k.shape[:2], room, k.shape[3]), k)
+    check_part_of_state("cache.v", cache.v, (*v.shape[:2], room, v.shape[3]), k)
     if cache.length == 0 and key_mask is None and q.shape[2] > 1:
-        y = scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=scale, dropout_p=dropout_p
-        )
+        y = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, dropout_p=dropout_p)
         return y, _extend(k, v, None, cache, in_place)
     if key_mask is not None:
         k, v = _clear(k, key_mask), _clear(v, key_mask)
@@ -194,9 +211,14 @@ def _causal(num_queries: int, num_keys: int, device: torch.device) -> Bool[Tenso
 def _masked(
     q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, scale: float | None, dropout_p: float
 ) -> Tensor:
-    """Attend under a bool mask; a row that sees nothing gives 0, not the NaN of SDPA."""
+    """Attend under a bool mask; a row that sees nothing gives 0, not the NaN of SDPA.
+
+    A query that is not finite is set aside: its gradient of 0 would reach the keys as 0 * NaN.
+    """
     blind = ~allowed.any(-1, keepdim=True)
+    broken = ~q.isfinite().all(-1, keepdim=True)
     y = scaled_dot_product_attention(
-        q, k, v, attn_mask=allowed | blind, scale=scale, dropout_p=dropout_p
-    )
-    return y.masked_fill(blind, 0)
+        q.masked_fill(broken, 0), k, v,
+        attn_mask=allowed | blind, scale=scale, dropout_p=dropout_p,
+    )  # fmt: skip
+    return y.masked_fill(broken, torch.nan).masked_fill(blind, 0)

@@ -9,26 +9,23 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from subquad.files import atomic_path
+from subquad.files import atomic_write_bytes
 from subquad.ops.softmax_attention import KVCache
 
 State = TypeVar("State")
+
+FORMAT = "subquad-state"
 
 
 def map_state(fn: Callable[[Tensor], Tensor], state: State) -> State:
     """Apply ``fn`` to each tensor: ``map_state(torch.clone, state)`` forks a generation, and
     ``map_state(lambda x: x[rows], state)`` picks or repeats rows of the batch (beams).
     """
-    result: Any = state
-    if isinstance(state, Tensor):
-        result = fn(state)
-    elif isinstance(state, tuple):
-        parts = [map_state(fn, part) for part in state]
-        result = type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
-    return result
+    mapped: State = _map(fn, state)
+    return mapped
 
 
 def state_size_bytes(state: object) -> int:
@@ -55,8 +52,7 @@ def save_state(state: object, path: str | Path) -> None:
         name: (x if isinstance(x, Tensor) else torch.tensor(x)).detach().contiguous().clone()
         for name, x in _leaves(state)
     }
-    with atomic_path(Path(path)) as temporary:
-        save_file(tensors, temporary, metadata={"format": "subquad-state"})
+    atomic_write_bytes(Path(path), save(tensors, metadata={"format": FORMAT}))
 
 
 def load_state(path: str | Path, like: State) -> State:
@@ -73,16 +69,29 @@ def load_state(path: str | Path, like: State) -> State:
         raise FileNotFoundError(f"path must be a state file, found none at {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            foreign = (file.metadata() or {}).get("format") != "subquad-state"
+            foreign = (file.metadata() or {}).get("format") != FORMAT
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} must be a whole safetensors file, got one that is not: {error}")  from error
+        raise ValueError(f"{path} is no whole safetensors file: {error}") from error
     if foreign:
-        raise ValueError(f"{path} must be a file written by save_state, got another safetensors file")
-    state = _fill(like, found, "", path)
+        raise ValueError(f"{path} is a safetensors file, but none that save_state wrote")
+    device = next((x.device for _, x in _leaves(like) if isinstance(x, Tensor)), None)
+    state: State = _fill(like, found, "", path, device)
     if found:
         raise ValueError(f"{path} holds {sorted(found)[0]}, which this state has not")
     return state
+
+
+def _map(fn: Callable[[Tensor], Tensor], state: Any) -> Any:
+    if isinstance(state, Tensor):
+        return fn(state)
+    if isinstance(state, tuple):
+        return _rebuilt(state, [_map(fn, part) for part in state])
+    return state
+
+
+def _rebuilt(like: tuple[Any, ...], parts: list[Any]) -> Any:
+    return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
 
 
 def _leaves(state: object, prefix: str = "") -> Iterator[tuple[str, Tensor | int]]:
@@ -98,25 +107,26 @@ def _named(state: tuple[Any, ...]) -> list[tuple[str, Any]]:
     return list(zip(names, state, strict=True))
 
 
-def _fill(like: Any, found: dict[str, Tensor], prefix: str, path: Path) -> Any:
+def _fill(
+    like: Any, found: dict[str, Tensor], prefix: str, path: Path, device: torch.device | None
+) -> Any:
     if isinstance(like, tuple):
         parts = [
-            _fill(part, found, f"{prefix}.{name}" if prefix else name, path)
+            _fill(part, found, f"{prefix}.{name}" if prefix else name, path, device)
             for name, part in _named(like)
         ]
-        return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
+        return _rebuilt(like, parts)
     value = found.pop(prefix, None)
     if value is None:
         if like is None:
             return None
         raise ValueError(f"{path} lacks {prefix}, which this state needs")
-    if isinstance(like, int):
-        return int(value)
     if like is None:
-        return value
-    if value.dtype != like.dtype or value.dim() != like.dim():
+        return value.to(device)
+    expected = torch.as_tensor(like)
+    if value.dtype != expected.dtype or value.dim() != expected.dim():
         raise ValueError(
-            f"{path} must hold {prefix} as {like.dtype} with {like.dim()} axes, "
+            f"{path} must hold {prefix} as {expected.dtype} with {expected.dim()} axes, "
             f"got {value.dtype} with shape {tuple(value.shape)}"
         )
-    return value.to(like.device)
+    return int(value) if isinstance(like, int) else value.to(device)

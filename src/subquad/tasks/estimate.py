@@ -1,0 +1,152 @@
+"""What a training run would cost, from a short look at its first batch; nothing is kept of it.
+
+FLOPs are counted by torch on one sample and multiplied: matrix products only, two FLOPs for a
+multiply-add, forward and backward. Minutes come from timing, so they hold for this machine, as busy
+as it is now. Memory is what training adds to a process that has imported torch.
+"""
+
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from .checkpoint import capture, restore
+from .config import TrainConfig
+from .optim import build_optimizer
+from .run import build_fabric
+from .task import Task
+
+TIMED_SECONDS = 3.0  # no further repetition once so much time has passed
+REPETITIONS = 3
+GIGA = 1e9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """The cost of a run.
+
+    Args:
+        parameters: numbers that are learned.
+        steps: updates of the weights.
+        flops_per_step: floating-point operations of one update.
+        flops: those of the whole run.
+        seconds_per_step: of one update.
+        minutes: of all updates; evaluations come on top.
+        memory_gb: 10^9 bytes of weights, gradients, optimiser state and what the backward pass
+            needs of the forward pass; passing intermediate results come on top.
+        disk_gb: 10^9 bytes of checkpoint and trained model.
+    """
+
+    parameters: int
+    steps: int
+    flops_per_step: int
+    flops: int
+    seconds_per_step: float
+    minutes: float
+    memory_gb: float
+    disk_gb: float
+
+
+def estimate(task: Task, config: TrainConfig) -> Estimate:
+    """Return what ``fit(task, config, ...)`` would cost; the model stays as it is.
+
+    Raises:
+        ValueError: if the device cannot do what ``config`` asks for.
+    """
+    fabric = build_fabric(config)
+    model = task.model
+    was_training = model.training
+    fabric.to_device(model)
+    before = capture(model, build_optimizer(model, config))
+    model.train()
+    try:
+        one = _first(task, fabric, 1)
+        saved, flops = _saved_bytes(task, fabric, one), _flops(task, fabric, one)
+        seconds = _seconds_per_step(task, config, fabric)
+    finally:
+        model.zero_grad()
+        restore(before, model, build_optimizer(model, config))
+        model.train(was_training)
+    weights = sum(v.nbytes for v in model.state_dict().values())
+    learned = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    steps = config.max_steps or max(1, int(60 * (config.minutes or 0.0) / seconds))
+    flops_per_step = flops * config.samples_per_update
+    return Estimate(
+        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        steps=steps,
+        flops_per_step=flops_per_step,
+        flops=flops_per_step * steps,
+        seconds_per_step=seconds,
+        minutes=steps * seconds / 60,
+        memory_gb=(weights + 3 * learned + saved * config.batch_size) / GIGA,
+        disk_gb=(2 * weights + 2 * learned) / GIGA,
+    )
+
+
+def _first(task: Task, fabric: Fabric, samples: int) -> list[Tensor]:
+    # A clone: a slice would hold on to the memory of the whole batch, and be counted so.
+    return [fabric.to_device(t[:samples].clone()) for t in task.batch(0)]
+
+
+def _step(task: Task, fabric: Fabric, batch: list[Tensor]) -> Tensor:
+    with fabric.autocast():
+        return task.loss(*batch)
+
+
+def _saved_bytes(task: Task, fabric: Fabric, batch: list[Tensor]) -> int:
+    """Return the bytes that one forward pass keeps for the backward pass, weights not counted."""
+    own = {v.untyped_storage().data_ptr() for v in task.model.state_dict().values()}
+    kept: dict[int, Any] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = _step(task, fabric, batch)
+    total: int = sum(storage.nbytes() for storage in kept.values())
+    del loss
+    return total
+
+
+def _flops(task: Task, fabric: Fabric, batch: list[Tensor]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        fabric.backward(_step(task, fabric, batch))
+    total: int = counter.get_total_flops()
+    return total
+
+
+def _seconds_per_step(task: Task, config: TrainConfig, fabric: Fabric) -> float:
+    """Time whole updates where they are quick, otherwise one sample and multiply."""
+    optimizer: Any = fabric.setup_optimizers(build_optimizer(task.model, config))
+    alone = _seconds(task, fabric, _first(task, fabric, 1))
+    whole = alone * config.batch_size
+    if whole < 2 * TIMED_SECONDS:
+        whole = _seconds(task, fabric, _first(task, fabric, config.batch_size))
+    began = time.perf_counter()
+    optimizer.step()
+    _wait(fabric)
+    return whole * config.grad_accumulation + time.perf_counter() - began
+
+
+def _seconds(task: Task, fabric: Fabric, batch: list[Tensor]) -> float:
+    """Return the median seconds of a few forward and backward passes."""
+    times: list[float] = []
+    while len(times) < REPETITIONS and sum(times) < TIMED_SECONDS:
+        began = time.perf_counter()
+        fabric.backward(_step(task, fabric, batch))
+        _wait(fabric)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def _wait(fabric: Fabric) -> None:
+    if fabric.device.type == "cuda":
+        torch.cuda.synchronize()
