@@ -91,12 +91,17 @@ class LinearAttention(nn.Module):
         )
         if turn is None:
             y = attend(*mapped, normalize=self.normalize)
+        elif self.is_causal and cu_seqlens is None:
+            empty = linear_state(
+                *mapped.phi_k.shape[:2], mapped.phi_k.shape[3], mapped.v.shape[3], like=mapped.v
+            )
+            y, _ = self._prefill_turned(mapped, empty, turn, key_mask)
         else:
             y = attend(*_turned(mapped, turn), normalize=False)
             if self.normalize:
                 ones = torch.ones_like(mapped.phi_q[..., :1])
                 total = attend(mapped.phi_q, mapped.phi_k, ones, normalize=False)
-                y = quotient(y, total.squeeze(-1))
+                y = quotient(y, total.squeeze(-1)).to(mapped.v.dtype)
         return self.heads.merge(y)
 
     def init_state(self, batch_size: int) -> Any:
@@ -133,16 +138,23 @@ class LinearAttention(nn.Module):
         return self._step(x_t, state, in_place=True)
 
     def _step(self, x_t: Token, state: Any, *, in_place: bool) -> tuple[Token, Any]:
-        if self.turner.rotary is not None:
-            y, state = self.prefill(check_step(x_t, self.heads.d_model), state)
-            return y.squeeze(1), state
         check_causal(self.is_causal, "step")
-        mapped = self._map(check_step(x_t, self.heads.d_model))
-        check_state_batch(len(state.kv), len(x_t))
-        take = linear_attention_step_ if in_place else linear_attention_step
+        x = check_step(x_t, self.heads.d_model)
+        turn, past = self.turner.rotation(x, state)
+        check_state_batch(len(past.kv), len(x_t))
+        mapped = self._map(x)
         phi_q, phi_k, v = (a.squeeze(2) for a in mapped)
-        y, state = take(phi_q, phi_k, v, state, normalize=self.normalize)
-        return self.heads.merge(y.unsqueeze(2)).squeeze(1), state
+        take = linear_attention_step_ if in_place else linear_attention_step
+        if turn is None:
+            y, past = take(phi_q, phi_k, v, past, normalize=self.normalize)
+        else:
+            k_sum = past.k_sum + phi_k
+            turned_q, turned_k, v = (a.squeeze(2) for a in _turned(mapped, turn))
+            y, past_turned = take(turned_q, turned_k, v, past, normalize=False)
+            if self.normalize:
+                y = quotient(y, (phi_q * k_sum).sum(-1))
+            y, past = y.to(mapped.v.dtype), LinearState(past_turned.kv, k_sum)
+        return self.heads.merge(y.unsqueeze(2)).squeeze(1), self.turner.advance(past, state, 1)
 
     def _map(self, x: Tokens) -> Mapped:
         q, k, v = self.heads.split(x)
@@ -152,15 +164,17 @@ class LinearAttention(nn.Module):
     def _prefill_turned(
         self, mapped: Mapped, past: LinearState, turn: Rotation, key_mask: KeyMask | None
     ) -> tuple[Tensor, LinearState]:
-        numerator, _, turned = linear_attention_sums(
-            *_turned(mapped, turn), past, key_mask=key_mask
-        )
-        plain = LinearState(torch.zeros_like(past.kv[..., :1]), past.k_sum)
-        _, denominator, plain = linear_attention_sums(
-            mapped.phi_q, mapped.phi_k, torch.ones_like(mapped.v[..., :1]), plain, key_mask=key_mask
-        )
-        y = quotient(numerator, denominator) if self.normalize else numerator
-        return y.to(mapped.v.dtype), LinearState(turned.kv, plain.k_sum)
+        turned = _turned(mapped, turn)
+        phi_k = mapped.phi_k
+        if key_mask is not None:
+            phi_k = phi_k.masked_fill(~key_mask[:, None, :, None], 0)
+        numerator, _, past_turned = linear_attention_sums(*turned, past, key_mask=key_mask)
+        # The denominator's keys are not turned, so their sums are made apart: a plain running sum.
+        k_sums = past.k_sum.unsqueeze(2) + phi_k.cumsum(2)
+        y = numerator
+        if self.normalize:
+            y = quotient(numerator, (mapped.phi_q * k_sums).sum(-1))
+        return y.to(mapped.v.dtype), LinearState(past_turned.kv, k_sums[:, :, -1])
 
 
 class LinearCrossAttention(nn.Module):

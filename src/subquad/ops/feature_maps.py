@@ -120,8 +120,9 @@ class Exp:
 class Degree2Polynomial:
     """The exact finite map of the kernel (q . k)^2: all products x_i x_j with i <= j.
 
-    K (K + 1) / 2 features (the pairs i < j weigh sqrt(2)), so linear attention with it beats the
-    quadratic form only from about N > K^2 on: the one place where the paper's condition applies.
+    K (K + 1) / 2 features (the pairs i < j weigh sqrt(2)), so linear attention with it needs fewer
+    operations than the quadratic form from about N = K^2 / 2 on, or K^2 if that form skips the
+    masked half: the one place where the paper's condition N > D^2 applies.
     """
 
     nonnegative = True

@@ -227,7 +227,7 @@ def linear_attention_chunked(
         key_mask: (B, T) bool, True = keep.
         log_decay: (B, H, T) or (B, H, T, K), at most 0.
         normalize: divide by the sum of the weights.
-        chunk_size: tokens done at once, by default 2 K kept within 32 to 128, the fastest measured
+        chunk_size: tokens done at once, by default 2 K kept within 32 to 128
             (16 with a decay a feature, whose memory grows with its square).
 
     Returns:

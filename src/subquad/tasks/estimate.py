@@ -15,11 +15,11 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from .checkpoint import capture, restore
-from .config import TrainConfig
-from .optim import build_optimizer
-from .run import build_fabric
-from .task import Task
+from subquad.tasks.checkpoint import capture, restore
+from subquad.tasks.config import TrainConfig
+from subquad.tasks.optim import build_optimizer
+from subquad.tasks.run import build_fabric
+from subquad.tasks.task import Task
 
 TIMED_SECONDS = 3.0  # no further repetition once so much time has passed
 REPETITIONS = 3

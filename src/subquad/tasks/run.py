@@ -18,8 +18,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from subquad.files import atomic_write_json
-
-from .checkpoint import (
+from subquad.tasks.checkpoint import (
     Checkpoint,
     capture,
     check_settings,
@@ -27,11 +26,11 @@ from .checkpoint import (
     restore,
     write_checkpoint,
 )
-from .config import FREE_ON_RESUME, TrainConfig
-from .metrics import MetricsLog, columns_of, evaluation_columns
-from .optim import build_optimizer, learning_rate
-from .process import ProgressLine
-from .task import Task
+from subquad.tasks.config import FREE_ON_RESUME, TrainConfig
+from subquad.tasks.metrics import MetricsLog, columns_of, evaluation_columns
+from subquad.tasks.optim import build_optimizer, learning_rate
+from subquad.tasks.process import ProgressLine
+from subquad.tasks.task import Task
 
 CHECKPOINT = "checkpoint.safetensors"
 WARMUP_STEPS, TIMED_STEPS = 5, 10  # to turn minutes into steps

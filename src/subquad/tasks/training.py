@@ -7,10 +7,10 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from .config import TrainConfig
-from .process import ProgressLine, only_run_in, stop_on_interrupt
-from .run import CHECKPOINT, Run, build_fabric
-from .task import Task
+from subquad.tasks.config import TrainConfig
+from subquad.tasks.process import ProgressLine, only_run_in, stop_on_interrupt
+from subquad.tasks.run import CHECKPOINT, Run, build_fabric
+from subquad.tasks.task import Task
 
 __all__ = ["FitResult", "TrainConfig", "fit"]
 
