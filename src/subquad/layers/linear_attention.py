@@ -92,9 +92,7 @@ class LinearAttention(nn.Module):
         if turn is None:
             y = attend(*mapped, normalize=self.normalize)
         elif self.is_causal and cu_seqlens is None:
-            empty = linear_state(
-                *mapped.phi_k.shape[:2], mapped.phi_k.shape[3], mapped.v.shape[3], like=mapped.v
-            )
+            empty = self._empty(len(x), like=mapped.v)
             y, _ = self._prefill_turned(mapped, empty, turn, key_mask)
         else:
             y = attend(*_turned(mapped, turn), normalize=False)
@@ -108,9 +106,8 @@ class LinearAttention(nn.Module):
         """Return an empty ``LinearState`` (in a ``RotaryState`` if rotary)."""
         check_causal(self.is_causal, "init_state")
         check_positive("batch_size", batch_size)
-        like, h = self.heads.out_proj.weight, self.heads
-        state = linear_state(batch_size, h.num_heads, self.num_features, h.value_dim, like)
-        return self.turner.init_state(state, batch_size, like.device)
+        like = self.heads.out_proj.weight
+        return self.turner.init_state(self._empty(batch_size, like), batch_size, like.device)
 
     def prefill(
         self, x: Tokens, state: Any, *, key_mask: KeyMask | None = None
@@ -155,6 +152,10 @@ class LinearAttention(nn.Module):
                 y = quotient(y, (phi_q * k_sum).sum(-1))
             y, past = y.to(mapped.v.dtype), LinearState(past_turned.kv, k_sum)
         return self.heads.merge(y.unsqueeze(2)).squeeze(1), self.turner.advance(past, state, 1)
+
+    def _empty(self, batch_size: int, like: Tensor) -> LinearState:
+        heads = self.heads
+        return linear_state(batch_size, heads.num_heads, self.num_features, heads.value_dim, like)
 
     def _map(self, x: Tokens) -> Mapped:
         q, k, v = self.heads.split(x)

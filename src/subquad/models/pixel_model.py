@@ -24,6 +24,7 @@ from subquad.ops.logistic_mixture import logistic_mixture_log_prob, logistic_mix
 logger = logging.getLogger(__name__)
 
 Bytes = Int[Tensor, "B L"] | UInt8[Tensor, "B L"]
+Prefix = Int[Tensor, "B P"] | UInt8[Tensor, "B P"]
 Labels = Int[Tensor, " B"] | UInt8[Tensor, " B"]
 
 
@@ -136,7 +137,7 @@ class PixelModel(nn.Module):
         self,
         batch_size: int,
         *,
-        prefix: Bytes | None = None,
+        prefix: Prefix | None = None,
         labels: Labels | None = None,
         temperature: float = 1.0,
         seed: int | None = None,

@@ -39,7 +39,7 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
 
 
 def load_model(folder: str | Path) -> nn.Module:
-    """Build the model that ``save_model`` wrote to ``folder``, on the CPU and for evaluation.
+    """Build the model that ``save_model`` wrote to ``folder``: CPU, float32, eval mode.
 
     Raises:
         FileNotFoundError: if a file is missing.

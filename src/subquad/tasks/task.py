@@ -21,11 +21,15 @@ class Task(Protocol):
             values; a checkpoint of another identity is refused.
     """
 
-    model: nn.Module
     unit: str
     samples_per_step: int
     sample_name: str
     identity: dict[str, Any]
+
+    @property
+    def model(self) -> nn.Module:
+        """What is trained."""
+        ...
 
     def batch(self, step: int) -> tuple[Tensor, ...]:
         """Return micro-batch number ``step``, a pure function of it, on any device."""

@@ -1,0 +1,134 @@
+"""Time and memory of a whole encoder, linear beside softmax: python -m subquad.bench.encoder_speed
+
+The model is the example in the linear transformer's released code: 12 layers, 12 heads of 64,
+d_ff 3072, on input (10, 4000, 768), in inference mode. Each mixer runs in a process of its own, so
+that one's memory does not count for the other. About 3 minutes each on one CPU core.
+Source: Katharopoulos et al. 2020 and the documentation of their package.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+from subquad.models import TransformerEncoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSize:
+    """Input (batch_size, seq_len, d_model) and the encoder that takes it."""
+
+    batch_size: int = 10
+    seq_len: int = 4000
+    d_model: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    d_ff: int = 3072
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One forward pass: ``peak_bytes`` is what it needed on top of the model and its input."""
+
+    mixer: str
+    device: str
+    threads: int
+    seconds: float
+    peak_bytes: int
+
+
+def measure(mixer: str, size: EncoderSize, *, device: str = "cpu") -> Measurement:
+    """Run one forward pass in this process.
+
+    On a CPU the peak is that of the process, so call this once in a process (``measure_apart``).
+
+    Raises:
+        RuntimeError: if the outputs are not finite.
+    """
+    model = TransformerEncoder(
+        size.d_model,
+        num_layers=size.num_layers,
+        num_heads=size.num_heads,
+        d_ff=size.d_ff,
+        mixer=mixer,
+    )
+    model = model.to(device).eval()
+    x = torch.randn(size.batch_size, size.seq_len, size.d_model, device=device)
+    with torch.inference_mode():
+        model(x[:1, :16])
+        before = _peak_bytes(device)
+        start = time.perf_counter()
+        finite = bool(torch.isfinite(model(x)).all())
+        seconds = time.perf_counter() - start
+    if not finite:
+        raise RuntimeError(f"mixer {mixer} gave outputs that are not finite")
+    return Measurement(
+        mixer=mixer,
+        device=device,
+        threads=torch.get_num_threads(),
+        seconds=seconds,
+        peak_bytes=_peak_bytes(device) - before,
+    )
+
+
+def measure_apart(mixer: str, size: EncoderSize, *, device: str = "cpu") -> Measurement:
+    """Run ``measure`` in a process of its own.
+
+    Raises:
+        subprocess.CalledProcessError: if that process fails.
+    """
+    command = [sys.executable, "-m", "subquad.bench.encoder_speed", "--child", mixer]
+    command += ["--size", json.dumps(asdict(size)), "--device", device]
+    finished = subprocess.run(command, check=True, capture_output=True, text=True)
+    return Measurement(**json.loads(finished.stdout.splitlines()[-1]))
+
+
+def table(measurements: Sequence[Measurement], size: EncoderSize) -> str:
+    """Return the measurements as a Markdown table."""
+    first = measurements[0]
+    lines = [
+        f"{size.num_layers} layers, {size.num_heads} heads, d_ff {size.d_ff}, input "
+        f"({size.batch_size}, {size.seq_len}, {size.d_model}), float32, {first.device}, "
+        f"{first.threads} threads",
+        "",
+        "| mixer | seconds | peak memory, MB |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {m.mixer} | {m.seconds:.1f} | {m.peak_bytes / 1e6:.0f} |" for m in measurements]
+    return "\n".join(lines)
+
+
+def _peak_bytes(device: str) -> int:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated()
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and write a table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--mixers", nargs="+", default=["linear", "softmax"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--size", type=json.loads, default={}, help=argparse.SUPPRESS)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    size = EncoderSize(**options.size)
+    if options.child is not None:
+        measured = measure(options.child, size, device=options.device)
+        sys.stdout.write(json.dumps(asdict(measured)) + "\n")
+        return
+    measurements = [measure_apart(mixer, size, device=options.device) for mixer in options.mixers]
+    sys.stdout.write(table(measurements, size) + "\n")
+
+
+if __name__ == "__main__":
+    main()

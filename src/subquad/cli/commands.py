@@ -1,0 +1,90 @@
+"""The table of commands, and the overview that ``subquad --help`` prints."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from subquad.experiments.registry import EXPERIMENTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One command: a line of help, and what takes the words after its name."""
+
+    summary: str
+    run: Callable[[list[str]], int]
+
+
+def overview() -> str:
+    """Return the help text of the program itself."""
+    width = max(len(name) for name in COMMANDS)
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: subquad COMMAND [OPTIONS]",
+            "",
+            "Transformers whose cost does not grow with the square of the input.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "subquad COMMAND --help lists a command's options. --version prints the version;",
+            "--debug, with any command, shows the traceback of an error.",
+            "",
+            "examples:",
+            "  subquad demo                                     five minutes, two models, a report",
+            "  subquad sample mnist-linear --count 100          draw digits with packaged weights",
+            "  subquad run mnist-pixels --scale laptop --estimate",
+        ]
+    )
+
+
+def is_experiment(words: Sequence[str]) -> bool:
+    """Return whether the words are one experiment's name."""
+    return len(words) == 1 and words[0] in EXPERIMENTS
+
+
+# Each handler's module is imported when its command is called: the overview stays quick.
+def _demo(words: list[str]) -> int:
+    from subquad.cli.demo import demo
+
+    return demo(words)
+
+
+def _run(words: list[str]) -> int:
+    from subquad.cli.run import run
+
+    return run(words)
+
+
+def _run_all(words: list[str]) -> int:
+    from subquad.cli.run import run_all
+
+    return run_all(words)
+
+
+def _sample(words: list[str]) -> int:
+    from subquad.cli.sample import sample
+
+    return sample(words)
+
+
+def _data(words: list[str]) -> int:
+    from subquad.cli.data import data
+
+    return data(words)
+
+
+def _info(words: list[str]) -> int:
+    from subquad.cli.info import info
+
+    return info(words)
+
+
+COMMANDS = {
+    "demo": Command(summary="train, draw and complete digits with two mixers, compare", run=_demo),
+    "run": Command(summary="run one experiment of a paper", run=_run),
+    "run-all": Command(summary="run a group of experiments, one after another", run=_run_all),
+    "sample": Command(summary="draw or complete images with a trained model", run=_sample),
+    "data": Command(summary="bring or check a data set", run=_data),
+    "info": Command(summary="show versions, devices, weights and data found here", run=_info),
+}

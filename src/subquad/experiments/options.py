@@ -1,0 +1,154 @@
+"""The options that experiments share. Every field becomes an option of the command line.
+
+No torch here: ``subquad run EXPERIMENT --help`` must answer at once. The classes of models and
+tasks take plain arguments and know nothing of these.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from subquad.experiments.spec import Mixer, Scale
+
+Norm = Literal["pre", "post"]
+Positions = Literal["none", "sinusoidal", "sinusoidal-concat", "learned", "rotary"]
+ImageData = Literal["embedded-mnist", "mnist", "fashion-mnist", "cifar10"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The network."""
+
+    num_layers: int
+    """Number of layers."""
+    num_heads: int
+    """Attention heads a layer; must divide d-model."""
+    d_model: int
+    """Width of the model."""
+    d_ff: int
+    """Width of the feed-forward network's hidden layer."""
+    dropout: float
+    """Share of activations dropped in training."""
+    norm: Norm
+    """LayerNorm before each sub-layer (pre) or after it (post, as the paper's code)."""
+    positions: Positions
+    """How positions enter (sinusoidal-concat as the paper's code)."""
+    position_width: int | None = None
+    """Width of the concatenated positions (default: half of d-model)."""
+    activation: Literal["relu", "gelu"] = "relu"
+    """Between the two maps of the feed-forward network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """The training."""
+
+    minutes: float | None = None
+    """Train for about this long; turned into a number of steps when the run starts."""
+    max_steps: int | None = None
+    """Train for exactly this many steps (instead of --minutes)."""
+    batch_size: int
+    """Images (or sequences) in one step."""
+    grad_accumulation: int = 1
+    """Add up the gradients of this many batches before each update."""
+    optimizer: Literal["adamw", "radam"]
+    """radam is the one the paper's authors released."""
+    lr: float
+    """Learning rate."""
+    schedule: Literal["constant", "cosine", "step"]
+    """cosine falls to min-lr-ratio; step falls once, as the paper's copy task."""
+    warmup_steps: int = 0
+    """Steps in which the learning rate rises from 0."""
+    min_lr_ratio: float = 0.1
+    """Last learning rate over the highest one."""
+    drop_at: float = 0.3
+    """Where the schedule "step" falls, as a share of all steps."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    beta2: float = 0.999
+    """Decay rate of the optimiser's running mean of squares."""
+    clip_norm: float | None = None
+    """Largest norm of all gradients together (radam clips each tensor to 1 besides)."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the matrix products."""
+    log_every: int = 20
+    """Steps between two lines of metrics.csv."""
+    eval_every: int = 500
+    """Steps between two quick evaluations on test data."""
+    checkpoint_every: int = 500
+    """Steps between two checkpoints; a killed run goes on from the last one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelOptions:
+    """Options of the image experiments."""
+
+    scale: Scale
+    """How much to compute; sets the defaults of all options below."""
+    mixer: Mixer
+    """The attention of every layer."""
+    seed: int = 0
+    """Seed of the weights, of the order of the images and of the samples."""
+    device: Device = "auto"
+    """auto takes the GPU where there is one."""
+    data: ImageData
+    """The images; see subquad data."""
+    data_folder: Path | None = None
+    """Folder that holds the data's files (default: where subquad data put them)."""
+    half_size: bool = False
+    """Shrink the images to half width and height by 2 x 2 means."""
+    samples: int = 64
+    """Images to generate at the end."""
+    completions: int = 16
+    """Test images to complete from their top half at the end."""
+    class_conditional: bool = False
+    """Tell the model each image's class; subquad sample then takes --label."""
+    num_mixtures: int = 10
+    """Logistic distributions mixed for each pixel."""
+    model: ModelOptions
+    train: TrainOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyOptions:
+    """Options of the copy task."""
+
+    scale: Scale
+    """How much to compute; sets the defaults of all options below."""
+    mixer: Mixer
+    """The attention of every layer."""
+    seed: int = 0
+    """Seed of the weights and of the sequences."""
+    device: Device = "auto"
+    """auto takes the GPU where there is one."""
+    max_len: int = 128
+    """Length of the sequences."""
+    num_symbols: int = 10
+    """Symbols to copy, besides the separator."""
+    model: ModelOptions
+    train: TrainOptions
+
+
+OptionsT = TypeVar("OptionsT", PixelOptions, CopyOptions)
+
+
+def settle_length(options: OptionsT, preset: OptionsT) -> OptionsT:
+    """Return ``options`` with one length of training: a new one takes the place of the preset's.
+
+    Raises:
+        ValueError: if both --minutes and --max-steps were given, or neither is left.
+    """
+    given, default = options.train, preset.train
+    if given.minutes is not None and given.max_steps is not None:
+        if given.minutes == default.minutes and default.max_steps is None:
+            return replace(options, train=replace(given, minutes=None))
+        if given.max_steps == default.max_steps and default.minutes is None:
+            return replace(options, train=replace(given, max_steps=None))
+        raise ValueError(
+            f"only one of --minutes and --max-steps may be given, "
+            f"got {given.minutes:g} and {given.max_steps}"
+        )
+    if given.minutes is None and given.max_steps is None:
+        raise ValueError("one of --minutes and --max-steps must be given, got none")
+    return options

@@ -1,0 +1,28 @@
+"""The table of experiments, and the groups that ``subquad run-all`` runs one after another."""
+
+from typing import Any
+
+from subquad.experiments import cifar10_pixels, copy_task, mnist_pixels
+from subquad.experiments.spec import Experiment, Mixer
+
+EXPERIMENTS: dict[str, Experiment[Any]] = {
+    experiment.name: experiment
+    for experiment in (
+        mnist_pixels.EXPERIMENT,
+        cifar10_pixels.EXPERIMENT,
+        copy_task.EXPERIMENT,
+    )
+}
+
+# A group names its runs in order: (experiment, mixer).
+GROUPS: dict[str, tuple[tuple[str, Mixer], ...]] = {
+    "mnist-pixels": (("mnist-pixels", "linear"), ("mnist-pixels", "softmax")),
+    "cifar10-pixels": (("cifar10-pixels", "linear"), ("cifar10-pixels", "softmax")),
+    "copy-task": (("copy-task", "linear"), ("copy-task", "softmax")),
+    "linear-transformer": (
+        ("mnist-pixels", "linear"),
+        ("mnist-pixels", "softmax"),
+        ("copy-task", "linear"),
+        ("copy-task", "softmax"),
+    ),
+}

@@ -1,0 +1,56 @@
+"""What an experiment is: a claim of a paper, options with presets per scale, and a function to run.
+
+This file and the experiment files that use it import no torch, so that the command line can list
+the experiments and all their options at once.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+Scale = Literal["smoke", "laptop", "long", "paper"]
+Mixer = Literal["linear", "softmax"]
+
+SCALES: dict[Scale, str] = {
+    "smoke": "under a minute; shows only that it works (used by the tests)",
+    "laptop": "a meaningful number on 2 CPU cores, 15 to 20 minutes a mixer",
+    "long": "about 45 minutes a mixer; can be stopped and resumed",
+    "paper": "the published recipe; wants a GPU",
+}
+MIXERS: dict[Mixer, str] = {
+    "linear": "linear attention, elu(x) + 1",
+    "softmax": "softmax attention, with a KV cache when it generates",
+}
+
+Json = dict[str, Any]
+Say = Callable[[str], None]  # shows a line to whoever waits
+OptionsT = TypeVar("OptionsT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One number that a paper reports, and where it stands there."""
+
+    value: float
+    unit: str
+    source: str
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(Generic[OptionsT]):
+    """One experiment: ``preset`` gives the options of a scale, ``run`` trains and measures.
+
+    ``run(options, folder, say)`` writes figures and the model below ``folder`` and returns the
+    results; ``estimate(options)`` says what that would cost. Both import torch when called.
+    ``claims`` maps a mixer to what the paper reports for it.
+    """
+
+    name: str
+    summary: str
+    options: type[OptionsT]
+    preset: Callable[[Scale, Mixer], OptionsT]
+    run: Callable[[OptionsT, Path, Say], Json]
+    estimate: Callable[[OptionsT], Json]
+    claims: dict[Mixer, tuple[Claim, ...]]

@@ -1,0 +1,111 @@
+"""Learning curves of one or more runs, against steps and against minutes."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from subquad.plots.style import COLORS, CYCLE, MUTED, TEXT, new_figure, plain_axes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """What one run recorded: (steps, minutes, value) of the training and of the test loss."""
+
+    label: str
+    train: list[tuple[float, float, float]]
+    test: list[tuple[float, float, float]]
+
+
+def read_curve(path: Path, label: str) -> Curve:
+    """Read a run's metrics.csv: columns step, seconds, train and test, empty where not measured."""
+    points: dict[str, list[tuple[float, float, float]]] = {"train": [], "test": []}
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = {"step", "seconds", "train", "test"} - set(reader.fieldnames or ())
+        if missing:
+            raise ValueError(
+                f"{path.name} must have the columns step, seconds, train and test, "
+                f"lacks {', '.join(sorted(missing))}"
+            )
+        for row in reader:
+            for name, found in points.items():
+                if row[name]:
+                    found.append((float(row["step"]), float(row["seconds"]) / 60, float(row[name])))
+    return Curve(label=label, train=points["train"], test=points["test"])
+
+
+def learning_curves(
+    curves: Sequence[Curve],
+    *,
+    unit: str,
+    title: str = "",
+    reference: dict[str, float] | None = None,
+    log_scale: bool = False,
+) -> Figure:
+    """Return two panels side by side: ``unit`` against steps, and against minutes of training.
+
+    Faint lines are training losses, strong lines with dots the losses on test data.
+    ``reference`` draws dashed levels, for instance {"paper, linear": 0.644}.
+    """
+    figure = new_figure(9.0, 3.8)
+    panels = figure.subplots(1, 2, sharey=True)
+    for axis, (axes, xlabel) in enumerate(
+        zip(panels, ("training steps", "minutes of training"), strict=True)
+    ):
+        for i, curve in enumerate(curves):
+            color = COLORS.get(curve.label, CYCLE[i % len(CYCLE)])
+            if curve.train:
+                axes.plot(*_xy(curve.train, axis), color=color, alpha=0.35, linewidth=1.0)
+            if curve.test:
+                axes.plot(
+                    *_xy(curve.test, axis),
+                    color=color,
+                    linewidth=1.8,
+                    marker="o",
+                    markersize=3.5,
+                    label=f"{curve.label} (test)",
+                )
+        for name, level in (reference or {}).items():
+            axes.axhline(level, color=MUTED, linestyle="--", linewidth=1.0)
+            axes.annotate(
+                name,
+                (1.0, level),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="bottom",
+                fontsize=8,
+                color=MUTED,
+            )
+        plain_axes(axes)
+        axes.set_xlabel(xlabel, fontsize=10, color=TEXT)
+        axes.set_xlim(left=0)
+    if log_scale:
+        panels[0].set_yscale("log")
+    else:
+        _limit_to_the_curves(figure, curves, reference)
+    panels[0].set_ylabel(unit, fontsize=10, color=TEXT)
+    if any(curve.test for curve in curves):
+        panels[1].legend(frameon=False, fontsize=9, labelcolor=TEXT)
+    if title:
+        figure.suptitle(title, fontsize=11, color=TEXT, x=0.01, ha="left")
+    return figure
+
+
+def _xy(points: list[tuple[float, float, float]], axis: int) -> tuple[list[float], list[float]]:
+    return [p[axis] for p in points], [p[2] for p in points]
+
+
+def _limit_to_the_curves(
+    figure: Figure, curves: Sequence[Curve], reference: dict[str, float] | None
+) -> None:
+    """Cut off the first, very high losses, which would flatten all that follows."""
+    values = sorted(p[2] for curve in curves for p in (*curve.train, *curve.test))
+    if not values:
+        return
+    lowest = min([values[0], *(reference or {}).values()])
+    upper = max(values[int(0.95 * (len(values) - 1))], lowest + 1e-6)
+    margin = 0.08 * (upper - lowest)
+    figure.axes[0].set_ylim(lowest - margin, upper + margin)

@@ -1,0 +1,39 @@
+"""What all figures share: colours, resolution, and the way to PNG bytes."""
+
+import io
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+# A colour each for the mixers, the same in every figure; distinguishable with colour-blindness.
+COLORS = {"linear": "#0072b2", "softmax": "#d55e00"}
+CYCLE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+TEXT = "#24292f"
+MUTED = "#6e7781"
+DPI = 144
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of ``width`` x ``height`` inches on a white ground."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def plain_axes(axes: Axes) -> None:
+    """Leave only the left and bottom spines, a light grid and quiet tick labels."""
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(MUTED)
+    axes.tick_params(colors=MUTED, labelsize=9)
+    axes.grid(visible=True, color="#e6e8eb", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """Return ``figure`` as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()

@@ -1,0 +1,102 @@
+import dataclasses
+import typing
+
+import pytest
+
+from subquad.experiments.copy_task import EXPERIMENT as COPY
+from subquad.experiments.mnist_pixels import EXPERIMENT as MNIST
+from subquad.experiments.options import ModelOptions, Positions, TrainOptions, settle_length
+from subquad.experiments.registry import EXPERIMENTS, GROUPS
+from subquad.experiments.spec import MIXERS, SCALES, Mixer, Scale
+from subquad.experiments.train import train_config
+from subquad.layers.registry import MIXERS as LAYER_MIXERS
+from subquad.models.stack import POSITIONS
+from subquad.tasks.config import TrainConfig
+
+
+def test_names_at_the_command_line_are_those_of_the_library():
+    assert set(typing.get_args(Mixer)) == set(MIXERS) <= set(LAYER_MIXERS)
+    assert set(typing.get_args(Scale)) == set(SCALES)
+    assert set(typing.get_args(Positions)) == set(POSITIONS)
+    config = {field.name for field in dataclasses.fields(TrainConfig)}
+    assert {field.name for field in dataclasses.fields(TrainOptions)} - {"beta2"} <= config
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_preset_is_valid_and_the_same_for_all_mixers(name, scale):
+    presets = [EXPERIMENTS[name].preset(scale, mixer) for mixer in MIXERS]
+    for options, mixer in zip(presets, MIXERS, strict=True):
+        assert options == dataclasses.replace(presets[0], mixer=mixer)
+        assert options.scale == scale
+        assert options.model.d_model % options.model.num_heads == 0
+        train_config(options)
+
+
+def test_the_paper_scale_is_the_published_recipe():
+    mnist = EXPERIMENTS["mnist-pixels"].preset("paper", "linear")
+    assert mnist.model == ModelOptions(
+        num_layers=8,
+        num_heads=8,
+        d_model=256,
+        d_ff=1024,
+        dropout=0.1,
+        norm="post",
+        positions="sinusoidal-concat",
+    )
+    train = mnist.train
+    assert (train.optimizer, train.lr, train.batch_size) == ("radam", 1e-4, 10)
+    assert train.max_steps == 1_500_000
+    cifar = EXPERIMENTS["cifar10-pixels"].preset("paper", "linear")
+    assert (cifar.model.num_layers, cifar.train.lr) == (16, 2e-4)
+    copying = EXPERIMENTS["copy-task"].preset("paper", "softmax")
+    assert (copying.model.num_layers, copying.model.d_model) == (4, 256)
+    assert (copying.train.max_steps, copying.train.batch_size) == (10_000, 64)
+    assert copying.train.drop_at * copying.train.max_steps == 3_000
+    assert copying.train.lr * copying.train.min_lr_ratio == pytest.approx(1e-4)
+
+
+def with_length(experiment, **train):
+    preset = experiment.preset("laptop", "linear")
+    return dataclasses.replace(preset, train=dataclasses.replace(preset.train, **train)), preset
+
+
+def test_a_given_number_of_steps_takes_the_place_of_the_presets_minutes():
+    options, preset = with_length(MNIST, max_steps=7)
+    settled = settle_length(options, preset)
+    assert (settled.train.max_steps, settled.train.minutes) == (7, None)
+
+
+def test_given_minutes_take_the_place_of_the_presets_steps():
+    preset = COPY.preset("paper", "linear")
+    options = dataclasses.replace(preset, train=dataclasses.replace(preset.train, minutes=2.0))
+    settled = settle_length(options, preset)
+    assert (settled.train.max_steps, settled.train.minutes) == (None, 2.0)
+
+
+def test_only_one_length_of_training_may_be_given():
+    options, preset = with_length(MNIST, max_steps=7, minutes=2.0)
+    with pytest.raises(ValueError, match=r"only one of --minutes and --max-steps .* got 2 and 7"):
+        settle_length(options, preset)
+    options, preset = with_length(MNIST, minutes=None)
+    with pytest.raises(ValueError, match="must be given, got none"):
+        settle_length(options, preset)
+
+
+def test_groups_name_experiments_and_mixers_that_exist():
+    for runs in GROUPS.values():
+        for name, mixer in runs:
+            assert name in EXPERIMENTS
+            assert mixer in MIXERS
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_file_is_a_lab_note(name):
+    import subquad.experiments as package
+
+    module = name.replace("-", "_")
+    __import__(f"{package.__name__}.{module}")
+    note = getattr(package, module).__doc__
+    for head in ("Source", "Claim", "Expected", "Cost", "Command", "Differs"):
+        assert f"\n{head} " in note, head
+    assert f"subquad run {name}" in note

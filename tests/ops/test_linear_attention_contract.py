@@ -1,0 +1,386 @@
+"""The contract on linear attention: padding, packing, causality, denominators of 0, precision."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import subquad
+from helpers import FEATURE_MAPS, as_users_have_it, assert_near, leaves
+from subquad.ops import feature_maps
+from subquad.ops.linear_attention import (
+    LinearState,
+    linear_attention_bidirectional,
+    linear_attention_chunked,
+    linear_attention_quadratic,
+    linear_attention_step,
+    linear_attention_step_,
+    linear_attention_sums,
+    linear_state,
+    quotient,
+)
+
+B, H, T, D, V = 3, 2, 12, 4, 5
+GARBAGE = [torch.nan, 1e30, -1e30, torch.inf]
+
+
+def make_qkv(dtype=torch.float64, shape=(B, H, T), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(*shape, n, generator=generator, dtype=torch.float64).to(dtype)
+        for n in (D, D, V)
+    ]
+
+
+def make_mask():
+    """Return one row with holes, one padded on the left, one with no valid key at all."""
+    mask = torch.ones(B, T, dtype=torch.bool)
+    mask[0, [2, 3, 7, 11]] = False
+    mask[1, :5] = False
+    mask[2] = False
+    return mask
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("name", FEATURE_MAPS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_garbage_in_padded_positions_changes_nothing(dtype, name, is_causal, garbage):
+    """Not a bit of a valid output, and not a bit of any gradient."""
+    mask = make_mask()
+    at = mask[:, None, :, None]
+    results = []
+    for value in (0.5, garbage):
+        inputs = leaves(*(torch.where(at, x, value) for x in make_qkv(dtype)))
+        decay = -torch.rand(B, H, T, generator=torch.Generator().manual_seed(1), dtype=dtype)
+        if is_causal:
+            inputs += leaves(decay.masked_fill(~mask[:, None], value))
+        y = subquad.linear_attention(
+            *inputs[:3], is_causal=is_causal, key_mask=mask,
+            feature_map=FEATURE_MAPS[name](H, D), normalize=name != "identity",
+            log_decay=inputs[3] if is_causal else None,
+        )  # fmt: skip
+        y = y.masked_fill(~at, 0)
+        upstream = torch.linspace(-1, 1, y.numel(), dtype=dtype).view_as(y)
+        results.append([y, *torch.autograd.grad(y, inputs, upstream)])
+    for clean, planted in zip(*results, strict=True):
+        assert torch.equal(clean, planted)
+        assert planted.isfinite().all()
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_a_row_without_a_valid_key_gives_exactly_0(is_causal):
+    inputs = leaves(*make_qkv())
+    y = subquad.linear_attention(*inputs, is_causal=is_causal, key_mask=make_mask())
+    assert y[2].eq(0).all()
+    assert y[0].ne(0).all()
+    assert y[1, :, :5].eq(0).all() == is_causal
+    gradients = torch.autograd.grad(y.sum(), inputs)
+    assert all(x.isfinite().all() for x in gradients)
+    assert all(x[2].eq(0).all() for x in gradients)
+
+
+def test_a_broken_query_that_is_not_padded_is_not_hidden():
+    q, k, v = make_qkv()
+    q[0, 0, 4, 1] = torch.nan
+    y = subquad.linear_attention(q, k, v, key_mask=make_mask())
+    assert y[0, 0, 4].isnan().all()
+    assert y.isnan().sum() == V
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("decay", ["none", "token", "feature"])
+def test_a_mask_is_the_definition_with_these_keys_taken_out(is_causal, decay):
+    """A hidden token neither adds to the state nor lets it decay."""
+    if decay != "none" and not is_causal:
+        pytest.skip("a decay is causal")
+    q, k, v = make_qkv()
+    mask = make_mask()
+    shape = {"none": None, "token": (B, H, T), "feature": (B, H, T, D)}[decay]
+    g = None if shape is None else -torch.rand(shape, dtype=torch.float64)
+    y = subquad.linear_attention(q, k, v, is_causal=is_causal, key_mask=mask, log_decay=g)
+    for row in range(2):
+        keep = mask[row]
+        part = [x[row : row + 1, :, keep] for x in (q, k, v)]
+        part_g = None if g is None else g[row : row + 1, :, keep]
+        expected = linear_attention_quadratic(
+            feature_maps.elu_plus_one(part[0]), feature_maps.elu_plus_one(part[1]), part[2],
+            is_causal=is_causal, log_decay=part_g,
+        )  # fmt: skip
+        assert_near(y[row : row + 1, :, keep], expected, 1e-12)
+
+
+def attend_packed(qkv, lengths, log_decay, **options):
+    borders = torch.tensor([0, *lengths]).cumsum(0)
+    return subquad.linear_attention(*qkv, cu_seqlens=borders, log_decay=log_decay, **options)
+
+
+def attend_one_by_one(qkv, lengths, log_decay, **options):
+    outputs, start = [], 0
+    for length in lengths:
+        span = slice(start, start + length)
+        g = None if log_decay is None else log_decay[:, :, span]
+        if length:
+            part = [x[:, :, span] for x in qkv]
+            outputs.append(subquad.linear_attention(*part, log_decay=g, **options))
+        start += length
+    return torch.cat(outputs, dim=2)
+
+
+def attend_padded(side):
+    def attend(qkv, lengths, log_decay, **options):
+        longest = max(lengths) + 2
+        place = torch.arange(longest)
+        mask = torch.stack(
+            [place < n if side == "right" else place >= longest - n for n in lengths]
+        )
+
+        def padded(x):
+            rows = x.new_full((len(lengths), longest, *x[0, :, 0].shape), torch.nan)
+            return rows.index_put(mask.nonzero(as_tuple=True), x[0].transpose(0, 1)).transpose(1, 2)
+
+        g = None if log_decay is None else padded(log_decay)
+        y = subquad.linear_attention(*map(padded, qkv), key_mask=mask, log_decay=g, **options)
+        return y.transpose(1, 2)[mask].transpose(0, 1).unsqueeze(0)
+
+    return attend
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@given(
+    lengths=st.lists(st.integers(0, 9), min_size=1, max_size=5).filter(any),
+    long=st.sampled_from([0, 70]),
+    is_causal=st.booleans(),
+    decay=st.sampled_from([None, (), (D,)]),
+)
+def test_left_padding_is_right_padding_is_packing_is_one_by_one(lengths, long, is_causal, decay):
+    lengths = [*lengths, long]
+    total = sum(lengths)
+    inputs = leaves(*make_qkv(shape=(1, H, total)))
+    if is_causal and decay is not None:
+        inputs += leaves(-torch.rand(1, H, total, *decay, dtype=torch.float64))
+    results = []
+    for form in (attend_one_by_one, attend_packed, attend_padded("left"), attend_padded("right")):
+        y = form(inputs[:3], lengths, inputs[3] if len(inputs) > 3 else None, is_causal=is_causal)
+        results.append([y, *torch.autograd.grad(y.square().sum(), inputs)])
+    for result in results[1:]:
+        assert_near(result, results[0], 1e-10)
+
+
+def test_a_packed_neighbour_is_never_seen():
+    q, k, v = make_qkv(shape=(1, H, T))
+    borders = torch.tensor([0, 5, 5, T], dtype=torch.int32)
+    y = subquad.linear_attention(q, k, v, cu_seqlens=borders)
+    k[:, :, 5:], v[:, :, 5:] = torch.nan, torch.nan
+    other = subquad.linear_attention(q, k, v, cu_seqlens=borders)
+    assert torch.equal(y[:, :, :5], other[:, :, :5])
+
+
+@pytest.mark.parametrize("chunk_size", [1, 5, 64, None])
+@pytest.mark.parametrize("kind", ["none", "token", "feature"])
+@pytest.mark.parametrize("name", FEATURE_MAPS)
+def test_the_future_does_not_change_the_past_by_a_bit(name, kind, chunk_size):
+    feature_map = FEATURE_MAPS[name](H, D)
+    shape = {"none": None, "token": (), "feature": (feature_map.num_features(D),)}[kind]
+    q, k, v = make_qkv(torch.float32)
+    g = None if shape is None else -torch.rand(B, H, T, *shape)
+    state = linear_state(B, H, feature_map.num_features(D), V, like=v)
+    state = LinearState(torch.randn_like(state.kv), torch.rand_like(state.k_sum))
+
+    def run():
+        return linear_attention_chunked(
+            feature_map(q), feature_map(k), v, state, log_decay=g,
+            normalize=name != "identity", chunk_size=chunk_size,
+        )[0]  # fmt: skip
+
+    before = run()
+    for j in (11, 6, 1):
+        for x in (q, k, v):
+            x[:, :, j] = 1e30
+        if g is not None:
+            g[:, :, j] = -1e30
+        after = run()
+        assert torch.equal(before[:, :, :j], after[:, :, :j])
+        assert not torch.equal(before[:, :, j:], after[:, :, j:])
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_a_denominator_of_0_gives_0_and_no_gradient_in_every_form(is_causal):
+    """relu of negative keys is 0. Row 0: all keys; row 1: the first four."""
+    q, k, v = make_qkv()
+    k[0] = -k[0].abs()
+    k[1, :, :4] = -k[1, :, :4].abs()
+    q = q.abs()
+    results = []
+    for form in ("fast", "quadratic", "chunks of 3", "steps"):
+        inputs = leaves(q, k, v)
+        phi_q, phi_k = feature_maps.relu(inputs[0]), feature_maps.relu(inputs[1])
+        state = linear_state(B, H, D, V, like=v)
+        if form == "fast":
+            y = subquad.linear_attention(
+                *inputs, is_causal=is_causal, feature_map=feature_maps.relu
+            )
+        elif form == "quadratic":
+            y = linear_attention_quadratic(phi_q, phi_k, inputs[2], is_causal=is_causal)
+        elif not is_causal:
+            continue
+        elif form == "chunks of 3":
+            y, _ = linear_attention_chunked(phi_q, phi_k, inputs[2], state, chunk_size=3)
+        else:
+            outputs = []
+            for t in range(T):
+                token = (phi_q[:, :, t], phi_k[:, :, t], inputs[2][:, :, t])
+                y, state = linear_attention_step(*token, state)
+                outputs.append(y)
+            y = torch.stack(outputs, dim=2)
+        assert y[0].eq(0).all()
+        assert y[1, :, :4].eq(0).all() == is_causal
+        gradients = torch.autograd.grad(y.sum(), inputs)
+        assert all(x[0].eq(0).all() for x in gradients)
+        assert all(x.isfinite().all() for x in gradients)
+        results.append([y, *gradients])
+    for result in results[1:]:
+        assert_near(result, results[0], 1e-10)
+
+
+def test_quotient_has_no_eps():
+    numerator, denominator = leaves(torch.tensor([[2e-30], [3.0]]), torch.tensor([1e-30, 0.0]))
+    y = quotient(numerator, denominator)
+    assert y.tolist() == [[2.0], [0.0]]
+    gradients = torch.autograd.grad(y[1].sum(), (numerator, denominator))
+    assert all(x.eq(0).all() for x in gradients)
+
+
+class ProductDtypes(TorchDispatchMode):
+    """Note the dtypes that matrix products and sums are computed in."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if any(word in name for word in ("mm", "sum", "mul", "div", "exp")):
+            self.seen |= {
+                x.dtype
+                for x in tree_leaves((args, kwargs))
+                if isinstance(x, torch.Tensor) and x.is_floating_point()
+            }
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("name", FEATURE_MAPS)
+def test_autocast_narrows_no_product_and_no_sum(name, is_causal):
+    feature_map = FEATURE_MAPS[name](H, D)
+    if name == "learned":
+        feature_map = feature_map.float()
+    inputs = leaves(*make_qkv(torch.float32))
+    with ProductDtypes() as dtypes:
+        with torch.autocast("cpu", torch.bfloat16):
+            y = subquad.linear_attention(
+                *inputs, is_causal=is_causal, feature_map=feature_map, normalize=name != "identity"
+            )
+        y.sum().backward()
+    assert dtypes.seen == {torch.float32}
+
+
+@pytest.mark.parametrize("kind", ["none", "token", "feature"])
+def test_a_causal_backward_under_autocast_stays_wide(kind):
+    """torch advises against it, but many loops have their backward inside the block."""
+    inputs = leaves(*make_qkv(torch.float32))
+    shape = {"none": None, "token": (B, H, T), "feature": (B, H, T, D)}[kind]
+    g = None if shape is None else -torch.rand(shape)
+    with ProductDtypes() as dtypes, torch.autocast("cpu", torch.bfloat16):
+        subquad.linear_attention(*inputs, is_causal=True, log_decay=g).sum().backward()
+    assert dtypes.seen == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_long_sum_of_ones_is_exact(dtype, autocast):
+    """bf16 would stop counting at 256, fp16 at 2048."""
+    length = 3000
+    ones = torch.ones(1, 1, length, 2, dtype=dtype)
+    state = linear_state(1, 1, 2, 2, like=ones)
+    assert state.kv.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        numerator, denominator, after = linear_attention_sums(ones, ones, ones, state)
+        assert denominator[0, 0].tolist() == [2 * t for t in range(1, length + 1)]
+        assert torch.equal(numerator[..., 0], denominator)
+        assert after.k_sum.eq(length).all()
+        both_ways = linear_attention_bidirectional(ones, ones, ones.float(), normalize=False)
+        assert both_ways.eq(2 * length).all()
+        for t in range(length, length + 2):
+            token = ones[:, :, 0]
+            _, after = linear_attention_step(token, token, token, after)
+            assert after.kv.eq(t + 1).all()
+        linear_attention_step_(token, token, token, after)
+        assert after.kv.eq(length + 3).all()
+
+
+def test_half_precision_comes_back_in_the_dtype_of_v():
+    for dtype in (torch.bfloat16, torch.float16):
+        q, k, v = make_qkv(dtype)
+        for is_causal in (False, True):
+            y = subquad.linear_attention(q, k, v, is_causal=is_causal)
+            assert y.dtype == dtype
+            wide = subquad.linear_attention(q.double(), k.double(), v.double(), is_causal=is_causal)
+            # One rounding at the end, not one a sum.
+            assert (y.double() - wide).abs().max() <= torch.finfo(dtype).eps * wide.abs().max()
+
+
+def test_a_normaliser_that_could_vanish_is_refused():
+    q, k, v = make_qkv()
+    message = "normalize must be False .* got normalize=True with Identity"
+    with pytest.raises(ValueError, match=message):
+        subquad.linear_attention(q, k, v, feature_map=feature_maps.identity)
+
+
+@pytest.mark.parametrize(
+    ("is_causal", "log_decay", "message"),
+    [
+        (False, torch.zeros(B, H, T), "log_decay needs is_causal=True, got is_causal=False"),
+        (True, torch.full((B, H, T), 0.5), "log_decay must be at most 0, got 0.5"),
+        (True, torch.full((B, H, T), torch.nan), "log_decay must be at most 0, got nan"),
+    ],
+)
+def test_a_decay_that_does_not_fit_is_refused(is_causal, log_decay, message):
+    q, k, v = make_qkv()
+    with pytest.raises(ValueError, match=message):
+        subquad.linear_attention(q, k, v, is_causal=is_causal, log_decay=log_decay)
+
+
+def test_a_chunk_size_that_does_not_fit_is_refused():
+    q, k, v = make_qkv()
+    state = linear_state(B, H, D, V, like=v)
+    with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
+        linear_attention_chunked(q, k, v, state, chunk_size=0)
+
+
+@pytest.mark.parametrize("name", ["sums", "step", "step_"])
+def test_a_state_that_does_not_fit_is_refused(name):
+    """Broadcasting would else take a state of batch 1 for all rows."""
+    q, k, v = make_qkv()
+    form = {
+        "sums": linear_attention_sums,
+        "step": linear_attention_step,
+        "step_": linear_attention_step_,
+    }[name]
+
+    def run(state):
+        token = (q, k, v) if name == "sums" else (q[:, :, 0], k[:, :, 0], v[:, :, 0])
+        as_users_have_it(form)(*token, state)
+
+    good = linear_state(B, H, D, V, like=v)
+    with pytest.raises(ValueError, match=r"state.kv must have shape \(3, 2, 4, 5\), got \(1, 2"):
+        run(linear_state(1, H, D, V, like=v))
+    with pytest.raises(ValueError, match=r"state.k_sum must have shape \(3, 2, 4\), got \(3, 2, 1"):
+        run(LinearState(good.kv, good.k_sum[..., :1]))
+    meta = LinearState(*(x.to("meta") for x in good))
+    with pytest.raises(
+        ValueError, match=r"state\.kv must be on the device of the keys \(cpu\), got m"
+    ):
+        run(meta)
