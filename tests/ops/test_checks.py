@@ -185,6 +185,15 @@ def test_ids_that_do_not_fit_are_refused():
         checks.check_ids("pixels", ids - 1, 10)
 
 
+def test_shapes_that_do_not_fit_are_refused():
+    checks.check_shape("byte", Q, (2, 3, 4, 5))
+    with pytest.raises(ValueError, match=r"byte must have shape \(2, 3\), got \(2, 3, 4, 5\)"):
+        checks.check_shape("byte", Q, (2, 3))
+    checks.check_divisible("width", 6, 3)
+    with pytest.raises(ValueError, match="width must be divisible by 3, got 7"):
+        checks.check_divisible("width", 7, 3)
+
+
 def test_a_state_of_another_batch_is_refused():
     checks.check_state_batch(2, 2)
     message = r"state must have the batch size of the tokens \(3\), got 2"

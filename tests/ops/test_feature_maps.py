@@ -101,5 +101,7 @@ def test_only_a_kernel_that_cannot_be_negative_is_normalised():
     check = as_users_have_it(feature_maps.check_normalize)
     check(feature_maps.identity, False)
     check(feature_maps.relu, True)
-    with pytest.raises(ValueError, match=r"normalize must be False .* normalize=True with Identity"):
+    with pytest.raises(
+        ValueError, match=r"normalize must be False .* normalize=True with Identity"
+    ):
         check(feature_maps.identity, True)

@@ -38,7 +38,7 @@ MODELS: dict[Scale, ModelOptions] = {
         d_ff=512,
         dropout=0.0,
         norm="pre",
-        positions="sinusoidal-concat",
+        positions="rotary",
     ),
     "long": ModelOptions(
         num_layers=6,
@@ -47,7 +47,7 @@ MODELS: dict[Scale, ModelOptions] = {
         d_ff=512,
         dropout=0.0,
         norm="pre",
-        positions="sinusoidal-concat",
+        positions="rotary",
     ),
     "paper": ModelOptions(
         num_layers=8,
@@ -61,13 +61,15 @@ MODELS: dict[Scale, ModelOptions] = {
 }
 
 _QUICK = TrainOptions(
-    batch_size=16,
+    batch_size=8,
     optimizer="adamw",
-    lr=2e-3,
+    lr=4e-3,
+    beta2=0.99,
     schedule="cosine",
     warmup_steps=100,
     min_lr_ratio=0.02,
     clip_norm=1.0,
+    precision="bf16",
 )
 TRAINING: dict[Scale, TrainOptions] = {
     "smoke": replace(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from subquad.layers.heads import Heads, Turner, check_causal, check_step
 from subquad.layers.mixer import Borders, KeyMask, Token, Tokens
 from subquad.layers.positions import Rotation
-from subquad.ops.checks import check_positive, check_state_batch
+from subquad.ops.checks import check_positive
 from subquad.ops.feature_maps import FeatureMap, check_normalize, elu_plus_one, no_autocast, widen
 from subquad.ops.linear_attention import (
     LinearState,
@@ -116,7 +116,6 @@ class LinearAttention(nn.Module):
         check_causal(self.is_causal, "prefill")
         x = self.heads.check(x, key_mask)
         turn, past = self.turner.rotation(x, state, key_mask=key_mask)
-        check_state_batch(len(past.kv), len(x))
         mapped = self._map(x)
         if turn is None:
             y, past = linear_attention_chunked(
@@ -138,7 +137,6 @@ class LinearAttention(nn.Module):
         check_causal(self.is_causal, "step")
         x = check_step(x_t, self.heads.d_model)
         turn, past = self.turner.rotation(x, state)
-        check_state_batch(len(past.kv), len(x_t))
         mapped = self._map(x)
         phi_q, phi_k, v = (a.squeeze(2) for a in mapped)
         take = linear_attention_step_ if in_place else linear_attention_step

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from subquad.layers.heads import Heads, Turner, check_causal, check_step
 from subquad.layers.mixer import Borders, KeyMask, Token, Tokens
-from subquad.ops.checks import check_fraction, check_positive, check_state_batch
+from subquad.ops.checks import check_fraction, check_positive
 from subquad.ops.softmax_attention import kv_cache, softmax_attention, softmax_attention_cached
 
 
@@ -91,7 +91,6 @@ class SoftmaxAttention(nn.Module):
         check_causal(self.is_causal, "a state")
         x = self.heads.check(x, key_mask)
         turn, cache = self.turner.rotation(x, state, key_mask=key_mask)
-        check_state_batch(len(cache.k), len(x))
         q, k, v = self.heads.split(x)
         if turn is not None:
             q, k = turn(q), turn(k)

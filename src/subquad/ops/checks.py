@@ -148,15 +148,24 @@ def check_log_decay(
         raise ValueError(f"log_decay must be at most 0, got {log_decay.max().item()}")
 
 
-def check_part_of_state(name: str, x: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
-    """Require one tensor of a state to fit its inputs, lest it be broadcast.
+def check_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    """Require exactly ``shape``, lest ``x`` be broadcast.
 
     Raises:
-        ValueError: if its shape, or its device, is another.
+        ValueError: if it is another.
     """
     if x.shape != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {tuple(x.shape)}")
-    check_same_device(name, x, like)
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(x.shape)}")
+
+
+def check_divisible(name: str, value: int, divisor: int) -> None:
+    """Require a multiple of ``divisor``.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if value % divisor:
+        raise ValueError(f"{name} must be divisible by {divisor}, got {value}")
 
 
 def check_same_device(name: str, x: Tensor, keys: Tensor) -> None:

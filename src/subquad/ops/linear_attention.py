@@ -22,9 +22,10 @@ from subquad.ops.checks import (
     check_cu_seqlens,
     check_key_mask,
     check_log_decay,
-    check_part_of_state,
     check_positive,
     check_qkv,
+    check_same_device,
+    check_shape,
 )
 from subquad.ops.feature_maps import FeatureMap, check_normalize, elu_plus_one, no_autocast
 from subquad.ops.packing import run_packed
@@ -356,5 +357,6 @@ def _broken_queries(q: Tensor, feature_map: FeatureMap) -> Bool[Tensor, "B H Tq 
 def _check_state(state: LinearState, phi_k: Tensor, v: Tensor) -> None:
     """Check the past against keys (B, H, T, K) and values (B, H, T, V), or one of each."""
     k_shape = (*phi_k.shape[:2], phi_k.shape[-1])
-    check_part_of_state("state.kv", state.kv, (*k_shape, v.shape[-1]), phi_k)
-    check_part_of_state("state.k_sum", state.k_sum, k_shape, phi_k)
+    check_shape("state.kv", state.kv, (*k_shape, v.shape[-1]))
+    check_shape("state.k_sum", state.k_sum, k_shape)
+    check_same_device("state.kv", state.kv, phi_k)

@@ -20,8 +20,9 @@ from subquad.ops.checks import (
     check_cu_seqlens,
     check_fraction,
     check_key_mask,
-    check_part_of_state,
     check_qkv,
+    check_same_device,
+    check_shape,
 )
 from subquad.ops.packing import run_packed
 
@@ -147,8 +148,9 @@ def softmax_attention_cached(
     check_key_mask(key_mask, k, k.shape[0], k.shape[2])
     check_fraction("dropout_p", dropout_p)
     room = cache.k.shape[2]
-    check_part_of_state("cache.k", cache.k, (*k.shape[:2], room, k.shape[3]), k)
-    check_part_of_state("cache.v", cache.v, (*v.shape[:2], room, v.shape[3]), k)
+    check_shape("cache.k", cache.k, (*k.shape[:2], room, k.shape[3]))
+    check_shape("cache.v", cache.v, (*v.shape[:2], room, v.shape[3]))
+    check_same_device("cache.k", cache.k, k)
     if cache.length == 0 and key_mask is None and q.shape[2] > 1:
         y = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, dropout_p=dropout_p)
         return y, _extend(k, v, None, cache, in_place)
