@@ -127,6 +127,28 @@ class DividesByTheRow(Wrapped):
         return y * count / count
 
 
+class EmptyRowPoisonsGradients(Wrapped):
+    """The same, and the NaN is wiped off the output, too late for the gradient."""
+
+    def forward(self, x, *, key_mask=None, cu_seqlens=None):
+        y = self.inner(x, key_mask=key_mask, cu_seqlens=cu_seqlens)
+        count = 1 if key_mask is None else key_mask.sum(1)[:, None, None]
+        y = y * count / count
+        return y.masked_fill(y.isnan(), 0)
+
+
+class PaddingGetsAGradient(Wrapped):
+    """And only where something huge stands in it."""
+
+    def forward(self, x, *, key_mask=None, cu_seqlens=None):
+        y = self.inner(x, key_mask=key_mask, cu_seqlens=cu_seqlens)
+        if key_mask is None:
+            return y
+        hidden = x.nan_to_num(0).masked_fill(key_mask.unsqueeze(-1), 0)
+        huge = hidden.abs() > 1e20
+        return y + ((hidden - hidden.detach()) * huge).sum(1, keepdim=True)
+
+
 class PackedSequencesMeet(Wrapped):
     def forward(self, x, *, key_mask=None, cu_seqlens=None):
         y = self.inner(x, key_mask=key_mask, cu_seqlens=cu_seqlens)
@@ -138,6 +160,14 @@ class TakesBothMasks(Wrapped):
         return self.inner(x, cu_seqlens=cu_seqlens) if key_mask is None else self.inner(
             x, key_mask=key_mask
         )  # fmt: skip
+
+
+class StepForgetsTheBias(Wrapped):
+    """Hidden by biases of 0, with which most layers start."""
+
+    def step(self, x_t, state):
+        y, state = self.inner.step(x_t, state)
+        return y - self.inner.heads.out_proj.bias, state
 
 
 class StateIsDetached(Wrapped):
@@ -213,9 +243,12 @@ class Raises(Wrapped):
         (WrongGradient, "numerical_gradients"),
         (InfiniteGradient, "finite_gradients"),
         (NaNReachesGradients, "key_mask"),
+        (PaddingGetsAGradient, "key_mask"),
         (DividesByTheRow, "empty_row"),
+        (EmptyRowPoisonsGradients, "empty_row"),
         (PackedSequencesMeet, "packed_apart"),
         (TakesBothMasks, "refusals"),
+        (StepForgetsTheBias, "splits"),
         (StateIsDetached, "carried_gradients"),
         (StepOverwrites, "state_is_a_value"),
         (StepInPlaceDrifts, "in_place_step"),
@@ -266,7 +299,7 @@ def test_a_wrong_dtype_is_caught():
 
 
 def test_what_a_mixer_raises_is_named_with_its_check():
-    with pytest.raises(MixerFault, match=r"^shapes: the mixer raised IndexError: no second token"):
+    with pytest.raises(MixerFault, match=r"^shapes: it raised IndexError: no second token"):
         check_mixer(Raises, d_model=D_MODEL, is_causal=True)
 
 

@@ -40,7 +40,7 @@ def test_how_often_to_look_may_change(tmp_path):
 def test_another_configuration_is_refused_by_its_name(tmp_path):
     folder = begun(tmp_path / "run")
     other = dataclasses.replace(OPTIONS, train=dataclasses.replace(OPTIONS.train, lr=1.0))
-    with pytest.raises(ValueError, match=r"holds a run with --lr 0\.002, not 1\.0; choose another"):
+    with pytest.raises(ValueError, match=f"with --lr {OPTIONS.train.lr}, not 1.0; choose another"):
         open_folder(folder, "mnist-pixels", other)
     with pytest.raises(ValueError, match="holds a run of mnist-pixels, not of copy-task"):
         open_folder(folder, "copy-task", OPTIONS)

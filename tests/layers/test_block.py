@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from subquad.layers import LinearAttention
@@ -9,8 +10,8 @@ from subquad.layers.block import Block, FeedForward
 def block(**options):
     made = Block(LinearAttention(8, 2, is_causal=True), 8, 12, **options)
     for norm in (made.mixer_norm, made.feed_forward_norm):
-        torch.nn.init.normal_(norm.weight)
-        torch.nn.init.normal_(norm.bias)
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
     return made
 
 
@@ -43,6 +44,25 @@ def test_dropout_works_in_training_only(norm):
     without = block(norm=norm)
     without.load_state_dict(b.state_dict())
     assert torch.equal(b(x), without(x))
+
+
+def test_dropout_falls_on_the_mixer_on_the_hidden_layer_and_on_the_output():
+    x = torch.randn(1, 5, 8)
+
+    def is_random(b):
+        return not torch.equal(b(x), b(x))
+
+    b = block(norm="pre", dropout=0.5)
+    nn.init.zeros_(b.feed_forward.outer.weight)
+    nn.init.zeros_(b.feed_forward.outer.bias)
+    assert is_random(b)
+    b = block(norm="pre", dropout=0.5)
+    nn.init.zeros_(b.mixer.heads.out_proj.weight)
+    for kept, off in ((b.dropout, b.feed_forward.dropout), (b.feed_forward.dropout, b.dropout)):
+        kept.p, off.p = 0.5, 0.0
+        assert is_random(b)
+    b.dropout.p = b.feed_forward.dropout.p = 0.0
+    assert not is_random(b)
 
 
 @pytest.mark.parametrize(

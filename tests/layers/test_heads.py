@@ -90,10 +90,12 @@ def test_forward_and_prefill_errors(build, x, masks, error, message, unhooked):
 
 
 @mixers
+@pytest.mark.parametrize("rotary", [True, False])
 @pytest.mark.parametrize(("batch_size", "borders", "error", "message"), PACKED_ERRORS)
-def test_packing_errors(build, batch_size, borders, error, message, unhooked):
+def test_packing_errors(build, rotary, batch_size, borders, error, message, unhooked):
+    mixer = build(8, 2, is_causal=True, rotary=rotary)
     with pytest.raises(error, match=message):
-        build(8, 2, is_causal=True)(tokens(batch_size, 3, 8), cu_seqlens=torch.tensor(borders))
+        mixer(tokens(batch_size, 3, 8), cu_seqlens=torch.tensor(borders))
 
 
 @mixers

@@ -37,17 +37,26 @@ def test_the_layer_is_the_definition_between_its_projections(is_causal, rotary):
     assert_near(layer(x), expected, 1e-10)
 
 
-def test_rotary_divides_in_float32_and_does_not_overflow_in_fp16():
-    layer = LinearAttention(64, 2, is_causal=True, rotary=True)
-    x = 3 * torch.randn(1, 2000, 64)
-    expected = layer(x)
-    for dtype, tolerance in ((torch.float16, 5e-3), (torch.bfloat16, 3e-2)):
-        half, narrow = layer.to(dtype), x.to(dtype)
-        assert_near(half(narrow), expected, tolerance)
-        y, state = half.prefill(narrow, half.init_state(1))
-        assert_near(y, expected, tolerance)
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float16, 5e-3), (torch.bfloat16, 3e-2)], ids=str
+)
+def test_rotary_divides_in_float32_and_does_not_overflow_in_half(is_causal, dtype, tolerance):
+    layer = LinearAttention(64, 2, is_causal=is_causal, rotary=True)
+    with torch.no_grad():
+        layer.heads.qkv_proj.bias.fill_(3.0)  # values of one sign: their sum passes 65504
+    x = torch.randn(1, 2000, 64)
+    expected, packed = layer(x), {"cu_seqlens": torch.tensor([0, 1990, 2000])}
+    expected_packed = layer(x, **packed)
+    half, narrow = layer.to(dtype), x.to(dtype)
+    assert_near(half(narrow), expected, tolerance)
+    assert_near(half(narrow, **packed), expected_packed, tolerance)
+    if is_causal:
+        y, state = half.prefill(narrow[:, :-1], half.init_state(1))
+        assert_near(y, expected[:, :-1], tolerance)
         assert state.inner.kv.dtype == torch.float32
-        layer.float()
+        y_t, _ = half.step(narrow[:, -1], state)
+        assert_near(y_t, expected[:, -1], tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -74,6 +83,21 @@ def test_autocast_stays_near_float32_and_keeps_a_float32_state(is_causal, rotary
             assert_near(y, layer.float()(x)[:, :51], 3e-2)
             kv = (state.inner if rotary else state).kv
             assert kv.dtype == torch.float32
+
+
+def test_autocast_does_not_reach_into_the_feature_map():
+    layer = LinearAttention(8, 2, is_causal=True, feature_map=LearnedFeatureMap(2, 4, 6))
+    cross = LinearCrossAttention(8, 2, feature_map=layer.feature_map)
+    x, mapped = torch.randn(2, 5, 8), []
+    layer.feature_map.register_forward_hook(lambda module, args, y: mapped.append((args[0], y)))
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(x)
+        cross(x, x)
+    pairs = list(mapped)
+    assert len(pairs) == 4
+    for q, phi in pairs:
+        assert q.dtype == torch.bfloat16
+        assert torch.equal(phi, layer.feature_map(q))
 
 
 def test_a_learned_map_is_trained_with_the_layer():

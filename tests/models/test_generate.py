@@ -102,6 +102,16 @@ def test_the_first_byte_follows_the_histogram_in_every_dtype(dtype):
     assert 120 < (first == 7).sum() < 180
 
 
+def test_a_byte_that_was_never_first_is_not_drawn_at_the_borders_either(monkeypatch):
+    made = model()
+    made.first_byte_counts.zero_()
+    made.first_byte_counts[7:9] = 1
+    for uniform, byte in ((0.0, 7), (0.5, 8), (1 - 2**-24, 8)):
+        draws = torch.full((1, SEQ_LEN, 2), uniform)
+        monkeypatch.setattr(made, "_uniforms", lambda seeds, draws=draws: draws)
+        assert made.generate(1)[0, 0] == byte
+
+
 def test_a_low_temperature_gives_the_likeliest_image_and_a_high_one_a_wide_spread():
     made, prefix = model(), torch.full((8, 1), 100)
     cold = made.generate(8, prefix=prefix, temperature=1e-6, seed=0)

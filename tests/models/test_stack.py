@@ -58,6 +58,15 @@ def test_a_whole_model_keeps_the_mixers_contract(model, positions, mixer, norm):
     )
 
 
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("mixer", ["linear", "softmax"])
+def test_order_counts_with_any_positions_and_not_without(positions, mixer):
+    model = TransformerEncoder(8, **SIZES, mixer=mixer, positions=positions).double()
+    x = torch.randn(1, 7, model.token_width).double()
+    changed = (model(x.flip(1)).flip(1) - model(x)).norm() / model(x).norm()
+    assert (changed < 1e-12) == (positions == "none")
+
+
 def test_float32_is_near_float64():
     for mixer in ("linear", "softmax"):
         model = TransformerDecoder(32, num_layers=4, num_heads=4, mixer=mixer, positions="rotary")

@@ -26,18 +26,19 @@ MODEL = ModelOptions(
     d_ff=384,
     dropout=0.0,
     norm="pre",
-    positions="sinusoidal-concat",
+    positions="rotary",
 )
 TRAINING = TrainOptions(
     max_steps=1,  # takes the place of this once the steps have been timed
-    batch_size=16,
+    batch_size=8,
     optimizer="adamw",
-    lr=3e-3,
+    lr=2e-3,
     schedule="cosine",
     min_lr_ratio=0.02,
     weight_decay=0.01,
+    beta2=0.99,
     clip_norm=1.0,
-    eval_every=100,
+    eval_every=200,
     checkpoint_every=200,
 )
 WARMUP_SHARE = 0.05  # of the steps

@@ -18,7 +18,7 @@ from subquad.experiments.spec import Json, Mixer, Say
 from subquad.files import atomic_write_json
 from subquad.tasks.memory import keep_freed_memory
 
-TRAINING_SHARE = 0.75  # of the minutes; drawing, completing and testing take the rest
+TRAINING_SHARE = 0.85  # of the minutes; drawing, completing and testing take the rest
 TIMED_STEPS, WARMUP_STEPS = 6, 2
 
 

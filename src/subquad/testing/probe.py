@@ -151,5 +151,6 @@ class Probe:
         except MixerFault:
             raise
         except Exception as error:
-            fault = f"the mixer raised {type(error).__name__}: {error}"
-            raise MixerFault(name, fault) from error
+            # The first paragraph: gradcheck adds whole Jacobians, which stay in the cause.
+            said = str(error).partition("\n\n")[0]
+            raise MixerFault(name, f"it raised {type(error).__name__}: {said}") from error
