@@ -125,6 +125,8 @@ def test_a_decay_may_be_anything_where_it_is_masked():
     checks.check_log_decay(log_decay[..., None], torch.Size((1, 1, 2, 1)), mask, is_causal=True)
     with pytest.raises(ValueError, match=r"log_decay must be at most 0, got 3.0"):
         checks.check_log_decay(log_decay, torch.Size((1, 1, 2, 1)), ~mask, is_causal=True)
+    with pytest.raises(ValueError, match="log_decay must be at most 0, got nan"):
+        checks.check_log_decay(log_decay.log(), torch.Size((1, 1, 2, 1)), mask, is_causal=True)
 
 
 @pytest.mark.parametrize("value", [1.0, True, "2", None])

@@ -117,7 +117,7 @@ def sampler_probabilities(parameters, temperature=1.0):
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
 def test_samples_follow_their_distribution(temperature):
     draws = 200_000
-    parameters = torch.tensor([0.5, 0, -1, -0.9, 0.1, 0.8, -2, -3.5, 0.5], dtype=torch.float64)
+    parameters = torch.tensor([0.5, 0, 0.5, -0.9, 0.1, 0.3, -2, -3.5, 0.5], dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     uniforms = torch.rand(draws, 2, generator=generator)
     bytes_ = logistic_mixture_sample(parameters.expand(draws, -1), uniforms, temperature)
@@ -157,6 +157,20 @@ def test_the_first_uniform_picks_the_component_and_the_second_the_value():
     assert drawn == sorted(drawn)
     assert drawn[0] == 0
     assert drawn[-1] == 255
+
+
+@pytest.mark.parametrize(
+    ("raw", "scale"), [(2.0, 3.0001), (0.0, 1.0001), (-1.0, 0.367979), (-9.0, 2.2341e-4)]
+)
+def test_the_scale_is_the_released_samplers(raw, scale):
+    """elu(raw) + 1.0001, found by where a draw steps from one byte to the next."""
+    quantile = torch.tensor([0.3, 0.9999], dtype=torch.float64)[int(raw < -5)]
+    for side in (-0.02, 0.02):
+        edge = 127.5 + 0.5 + side
+        mean = edge / 127.5 - 1 - scale * float(quantile.logit())
+        parameters = torch.tensor([[0.0, mean, raw]], dtype=torch.float64)
+        drawn = logistic_mixture_sample(parameters, torch.stack([quantile, quantile])[None])
+        assert int(drawn) == round(edge)
 
 
 def test_a_low_temperature_takes_the_likeliest_component_at_its_mean():

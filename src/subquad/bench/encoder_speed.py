@@ -2,7 +2,7 @@
 
 The model is the example in the linear transformer's released code: 12 layers, 12 heads of 64,
 d_ff 3072, on input (10, 4000, 768), in inference mode. Each mixer runs in a process of its own, so
-that one's memory does not count for the other. About 3 minutes each on one CPU core.
+that one's memory does not count for the other. One to two minutes each on one CPU core.
 Source: Katharopoulos et al. 2020 and the documentation of their package.
 """
 
@@ -33,12 +33,17 @@ class EncoderSize:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One forward pass: ``peak_bytes`` is what it needed on top of the model and its input."""
+    """One forward pass.
+
+    ``cpu_seconds`` are those of this process, over all threads: near ``threads * seconds`` if
+    nothing else was running. ``peak_bytes`` is what was needed on top of the model and its input.
+    """
 
     mixer: str
     device: str
     threads: int
     seconds: float
+    cpu_seconds: float
     peak_bytes: int
 
 
@@ -62,9 +67,9 @@ def measure(mixer: str, size: EncoderSize, *, device: str = "cpu") -> Measuremen
     with torch.inference_mode():
         model(x[:1, :16])
         before = _peak_bytes(device)
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         finite = bool(torch.isfinite(model(x)).all())
-        seconds = time.perf_counter() - start
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     if not finite:
         raise RuntimeError(f"mixer {mixer} gave outputs that are not finite")
     return Measurement(
@@ -72,6 +77,7 @@ def measure(mixer: str, size: EncoderSize, *, device: str = "cpu") -> Measuremen
         device=device,
         threads=torch.get_num_threads(),
         seconds=seconds,
+        cpu_seconds=cpu_seconds,
         peak_bytes=_peak_bytes(device) - before,
     )
 
@@ -96,10 +102,13 @@ def table(measurements: Sequence[Measurement], size: EncoderSize) -> str:
         f"({size.batch_size}, {size.seq_len}, {size.d_model}), float32, {first.device}, "
         f"{first.threads} threads",
         "",
-        "| mixer | seconds | peak memory, MB |",
-        "|---|---|---|",
+        "| mixer | seconds | CPU seconds | peak memory, MB |",
+        "|---|---|---|---|",
     ]
-    lines += [f"| {m.mixer} | {m.seconds:.1f} | {m.peak_bytes / 1e6:.0f} |" for m in measurements]
+    lines += [
+        f"| {m.mixer} | {m.seconds:.1f} | {m.cpu_seconds:.1f} | {m.peak_bytes / 1e6:.0f} |"
+        for m in measurements
+    ]
     return "\n".join(lines)
 
 
