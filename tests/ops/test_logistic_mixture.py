@@ -166,7 +166,7 @@ def test_the_scale_is_the_released_samplers(raw, scale):
     """elu(raw) + 1.0001, found by where a draw steps from one byte to the next."""
     quantile = torch.tensor([0.3, 0.9999], dtype=torch.float64)[int(raw < -5)]
     for side in (-0.02, 0.02):
-        edge = 127.5 + 0.5 + side
+        edge = 128.5 + side
         mean = edge / 127.5 - 1 - scale * float(quantile.logit())
         parameters = torch.tensor([[0.0, mean, raw]], dtype=torch.float64)
         drawn = logistic_mixture_sample(parameters, torch.stack([quantile, quantile])[None])
