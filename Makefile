@@ -3,6 +3,7 @@
 #   make demo        train two small models on digits, sample, compare (about five minutes)
 #   make test        lint, types, tests
 #   make test-slow   everything that takes longer
+#   make test-gpu    what needs an NVIDIA GPU
 #   make lint        lint and types alone
 #   make clean       remove .venv and the caches
 #
@@ -23,7 +24,7 @@ NO_HOOK := -o addopts=--import-mode=importlib
 TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow test-gpu lint clean
 
 demo: $(VENV)/installed-train
 	$(BIN)/subquad demo $(DEMO_ARGS)
@@ -35,6 +36,9 @@ test: lint
 test-slow: $(VENV)/installed-dev
 	$(BIN)/pytest -m "slow and not gpu and not compile"
 	$(BIN)/pytest $(NO_HOOK) -m "compile and not gpu"
+
+test-gpu: $(VENV)/installed-dev
+	$(BIN)/pytest -m "gpu and not compile"
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

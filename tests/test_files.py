@@ -136,3 +136,13 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["a"]
+
+
+def test_folders_are_synced_where_they_can_be_opened(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(files, "_sync", synced.append)
+    for can in (True, False):
+        monkeypatch.setattr(files, "SYNC_FOLDERS", can)
+        atomic_write_bytes(tmp_path / "a", b"data")
+        assert (tmp_path in synced) is can
+        synced.clear()

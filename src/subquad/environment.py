@@ -15,7 +15,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "numpy", "einops", "safetensors", "lightning-fabric", "matplotlib", "triton")
+from subquad import __version__
+
+PACKAGES = ("torch", "numpy", "safetensors", "lightning-fabric", "matplotlib", "triton")
 
 Json = dict[str, Any]
 
@@ -32,7 +34,7 @@ def environment(command: Sequence[str] | None = None) -> Json:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="minutes"),
         "command": command_line(sys.argv if command is None else command),
         "commit": source_commit(),
-        "subquad": _version("subquad"),
+        "subquad": __version__,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES if _version(name)},
         "system": f"{platform.system()} {platform.machine()}",

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+SYNC_FOLDERS = os.name == "posix"  # Windows cannot open a folder
+
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -33,7 +35,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
         temporary = None
-        _sync(path.parent)
+        if SYNC_FOLDERS:
+            _sync(path.parent)
     except OSError as error:
         reason = error.strerror or str(error)
         raise OSError(error.errno, f"{path} cannot be written: {reason}") from error

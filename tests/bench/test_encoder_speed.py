@@ -1,4 +1,6 @@
+import json
 import sys
+from dataclasses import asdict
 
 import pytest
 
@@ -18,6 +20,17 @@ def test_a_process_of_its_own_reports_back():
     assert measured.seconds > 0
     assert measured.peak_bytes >= 0
     assert "| softmax |" in table([measured], SMALL)
+
+
+def test_the_numbers_go_to_a_file_with_where_they_were_measured(tmp_path, capsys):
+    out = tmp_path / "speed.json"
+    main(["--mixers", "linear", "--size", json.dumps(asdict(SMALL)), "--out", str(out)])
+    found = json.loads(out.read_text())
+    assert found["size"] == asdict(SMALL)
+    assert [m["mixer"] for m in found["measurements"]] == ["linear"]
+    assert found["measurements"][0]["seconds"] > 0
+    assert found["environment"]["packages"]["torch"]
+    assert "| linear |" in capsys.readouterr().out
 
 
 @pytest.mark.slow

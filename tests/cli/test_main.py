@@ -2,6 +2,7 @@ import errno
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,7 +34,6 @@ def trained(tmp_path, monkeypatch, capsys):
     images = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 1), dtype=np.uint8)
     labels = np.zeros(8, np.uint8)
     found = ImageSet(
-        name="noise",
         train=images,
         train_labels=labels,
         test=images,
@@ -68,6 +68,17 @@ def trained(tmp_path, monkeypatch, capsys):
         (["run-all", "--scale", "long"], "GROUP is missing"),
         (["sample"], "MODEL is missing"),
         (["sample", "x", "--cont", "3"], "unknown option --cont; did you mean --count?"),
+        (["run", "copy-task", "--lr", "-1"], "lr must be a finite number above 0, got -1.0"),
+        (["run", "mnist-pixels", "--samples", "0"], "samples must be at least 1, got 0"),
+        (["run", "copy-task", "--export", "x"], "--export must name a .json file, got x"),
+        (["run-all", "copy-task", "--seed", "-1"], "seed must be at least 0, got -1"),
+        (
+            ["sample", "x", "--complete", "2", "--label", "3"],
+            "complete must stand without count and label, because the test images are given, "
+            "got label 3",
+        ),
+        (["sample", "x", "--complete", "2", "--count", "64"], "complete must stand without count"),
+        (["data", "mnist", "--folder", "no/such"], "--folder must be a folder that exists, got no"),
         (["sample", "x", "--count", "0"], "count must be at least 1, got 0"),
         (["data", "mnst"], "unknown data set 'mnst'; did you mean mnist?"),
         (["data", "cifar10"], "cifar10 needs --folder"),
@@ -75,13 +86,15 @@ def trained(tmp_path, monkeypatch, capsys):
         (["info", "all"], "unexpected argument 'all'"),
     ],
 )
-def test_misuse_is_one_line_and_exit_code_2(capsys, words, message):
+def test_misuse_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
     code, out, err = outcome(capsys, *words)
     assert code == 2
     assert out == ""
     assert err.startswith(f"subquad: error: {message}")
     assert err.count("\n") == 1
     assert "--help)" in err
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -98,6 +111,7 @@ def test_misuse_is_one_line_and_exit_code_2(capsys, words, message):
         (["data", "--help"], "fashion-mnist"),
         (["demo", "--help"], "--full-size"),
         (["info", "--help"], "versions"),
+        (["package", "--help"], "RUN NAME"),
     ],
 )
 def test_help_is_there_for_everything(capsys, words, known):
@@ -182,6 +196,9 @@ def test_a_trained_model_is_sampled_and_completed(trained, capsys):
     code, out, _ = outcome(capsys, "sample", "run", "--complete", "2", "--out", "b.png")
     assert code == 0
     assert "test images: noise" in out
+    assert "replaced" not in out
+    _, out, _ = outcome(capsys, "sample", "run", "--count", "1", "--out", "b.png")
+    assert out.startswith("b.png (the earlier file is replaced): 1 image, ")
     for words, message in (
         (["--complete", "9"], "--complete must be at most 8, got 9"),
         (["--label", "3"], "label must be left out for a model without classes, got 3"),
@@ -199,6 +216,20 @@ def test_a_run_in_the_folder_of_another_is_refused(trained, capsys):
     code, _, err = outcome(capsys, *words, "--out", "run")
     assert code == 1
     assert "run holds a run with --max-steps 3, not 4; choose another folder with --out" in err
+
+
+@pytest.mark.parametrize(("there", "fetched"), [(True, 0), (False, 1)])
+def test_data_is_fetched_into_a_folder_only_where_files_are_missing(
+    capsys, tmp_path, monkeypatch, there, fetched
+):
+    calls = []
+    noise = SimpleNamespace(source="noise")
+    monkeypatch.setattr("subquad.data.mnist.has_idx_files", lambda folder: there)
+    monkeypatch.setattr("subquad.data.fetch.fetch_mnist", lambda f: calls.append(f) or f)
+    monkeypatch.setattr("subquad.data.images.load_mnist", lambda folder: noise)
+    code, out, _ = outcome(capsys, "data", "mnist", "--folder", str(tmp_path))
+    assert (code, out) == (0, f"noise: complete, in {tmp_path}\n")
+    assert calls == [tmp_path] * fetched
 
 
 def test_a_model_that_is_not_there_is_told(capsys):

@@ -13,7 +13,7 @@ def parts(**changes):
         "test": np.zeros((2, 4, 4, 1), np.uint8),
         "test_labels": np.zeros(2, np.uint8),
     }
-    return {"name": "tiny", "source": "made up", **arrays, **changes}
+    return {"source": "made up", **arrays, **changes}
 
 
 def test_what_fits_together_is_taken():

@@ -7,6 +7,7 @@ import pytest
 
 from subquad.data import mnist
 from subquad.data.images import embedded_mnist, load_fashion_mnist, load_mnist
+from subquad.data.mnist import has_idx_files
 
 COUNTS = (6, 3)
 
@@ -36,7 +37,7 @@ def test_images_and_labels_come_from_the_four_files(folder, load, name):
     np.testing.assert_array_equal(images.test_labels, np.arange(3))
     first = (folder / "train-images-idx3-ubyte").read_bytes()[16 : 16 + 784]
     assert images.train[0].tobytes() == first
-    assert images.name.startswith(name)
+    assert images.source.lower().startswith(name)
     assert "6 training and 3 test images" in images.source
     assert str(folder) not in images.source  # it ends up in shared result files
 
@@ -48,6 +49,12 @@ def test_without_a_folder_the_cache_is_read(folder, tmp_path, monkeypatch):
     assert len(load_mnist(counts=COUNTS).train) == 6
     with pytest.raises(FileNotFoundError, match=r"bring it with `subquad data fashion-mnist`"):
         load_fashion_mnist(counts=COUNTS)
+
+
+def test_whether_all_four_files_are_there_is_seen(folder):
+    assert has_idx_files(folder)
+    next(folder.glob("t10k-labels*")).unlink()
+    assert not has_idx_files(folder)
 
 
 def test_a_missing_file_is_named(folder):

@@ -34,6 +34,7 @@ LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"`([^`\n]+)`")
 PLACE = re.compile(r"^([\w./-]+\.(?:py|md|toml))(?::([A-Za-z_][\w.]*))?$")
 DOTTED = re.compile(r"^subquad(\.[A-Za-z_]\w*)+(?=\(|$)")
+PLACEHOLDER = re.compile(r"@[A-Z]+@")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
@@ -180,6 +181,11 @@ def faulty_links(text: str, document: Path) -> list[str]:
     return faults
 
 
+def placeholders(text: str, document: Path) -> list[str]:
+    """Return the places that still wait for what is to be put there, such as a table of results."""
+    return [f"{found} is still to be filled" for found in PLACEHOLDER.findall(text)]
+
+
 def anchors(text: str) -> set[str]:
     """Return the anchors that GitHub makes of a document's headings."""
     headings = HEADING.findall(split_fences(text)[0])
@@ -212,6 +218,11 @@ def test_links_lead_somewhere(document):
     assert faulty_links(document.read_text(encoding="utf-8"), document) == []
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
+def test_nothing_is_left_to_be_filled(document):
+    assert placeholders(document.read_text(encoding="utf-8"), document) == []
+
+
 HERE = DOCS / "a.md"
 
 
@@ -235,6 +246,7 @@ def test_a_wrong_example_is_caught():
         (faulty_links, "[here](nothing.md)"),
         (faulty_links, "[here](tour.md#no-such-heading)"),
         (faulty_links, "[here](../../outside.md)"),
+        (placeholders, "The results:\n\n@NUMBERS@\n"),
     ],
 )
 def test_a_fault_is_caught(check, text):
@@ -248,6 +260,7 @@ def test_a_fault_is_caught(check, text):
         (faulty_quotes, "```python\n# tests/docs/test_documents.py:HERE\nDOCS / \n```\n"),
         (faulty_places, "`ops/state.py:map_state`, `config.json`, `layers/block.py:Block.step`"),
         (faulty_places, "`tests/docs/test_documents.py:ROOT`, `subquad.ops.state.map_state(f, s)`"),
+        (placeholders, "mail someone@EXAMPLE.org"),
         (faulty_links, "[here](tour.md), [there](https://example.org/nothing.md)"),
     ],
 )

@@ -11,9 +11,9 @@ from subquad.ops import feature_maps
 from subquad.ops.linear_attention import (
     linear_attention_bidirectional,
     linear_attention_sums,
-    linear_state,
     quotient,
 )
+from subquad.ops.linear_state import linear_state
 
 MAPS = (feature_maps.elu_plus_one, feature_maps.relu, feature_maps.degree_2_polynomial)
 

@@ -5,7 +5,7 @@ import pytest
 
 from subquad.experiments import demo_run, pixel_run
 from subquad.experiments.demo import DemoOptions, pixel_options
-from subquad.experiments.demo_run import remarks, run_demo
+from subquad.experiments.demo_run import TrainingCost, remarks, run_demo, steps_within
 
 
 def row(mixer, **changes):
@@ -59,6 +59,21 @@ def test_the_remarks_are_silent_where_softmax_is_not_faster():
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         DemoOptions(**options)
+
+
+def test_the_demo_is_no_scale_of_an_experiment():
+    assert not hasattr(pixel_options(DemoOptions(), "linear", 100), "scale")
+
+
+def test_as_many_steps_are_taken_as_fit_with_their_evaluations():
+    costs = [
+        TrainingCost(step=0.1, evaluation=5.0, eval_every=100),
+        TrainingCost(step=0.3, evaluation=5.0, eval_every=100),
+    ]
+    steps = steps_within(520.0, costs)
+    assert steps == 1000
+    assert sum(cost.of(steps) for cost in costs) == pytest.approx(510)
+    assert steps_within(1.0, costs) == 1
 
 
 def test_the_demo_measures_both_and_writes_a_report(tmp_path, monkeypatch):

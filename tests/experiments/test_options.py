@@ -5,17 +5,23 @@ import pytest
 
 from subquad.experiments.copy_task import EXPERIMENT as COPY
 from subquad.experiments.mnist_pixels import EXPERIMENT as MNIST
-from subquad.experiments.options import ModelOptions, Positions, TrainOptions, settle_length
+from subquad.experiments.options import (
+    ModelOptions,
+    Positions,
+    TrainOptions,
+    resolve_duration,
+    train_config,
+)
+from subquad.experiments.paper_tables import TABLE_1
 from subquad.experiments.registry import EXPERIMENTS, GROUPS
-from subquad.experiments.spec import MIXERS, SCALES, Mixer, Scale
-from subquad.experiments.train import train_config
+from subquad.experiments.spec import MIXER_HELP, SCALES, MixerName, Scale
 from subquad.layers.registry import MIXERS as LAYER_MIXERS
 from subquad.models.stack import POSITIONS
 from subquad.tasks.config import TrainConfig
 
 
 def test_names_at_the_command_line_are_those_of_the_library():
-    assert set(typing.get_args(Mixer)) == set(MIXERS) <= set(LAYER_MIXERS)
+    assert set(typing.get_args(MixerName)) == set(MIXER_HELP) == set(LAYER_MIXERS)
     assert set(typing.get_args(Scale)) == set(SCALES)
     assert set(typing.get_args(Positions)) == set(POSITIONS)
     config = {field.name for field in dataclasses.fields(TrainConfig)}
@@ -25,8 +31,8 @@ def test_names_at_the_command_line_are_those_of_the_library():
 @pytest.mark.parametrize("name", EXPERIMENTS)
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_preset_is_valid_and_the_same_for_all_mixers(name, scale):
-    presets = [EXPERIMENTS[name].preset(scale, mixer) for mixer in MIXERS]
-    for options, mixer in zip(presets, MIXERS, strict=True):
+    presets = [EXPERIMENTS[name].preset(scale, mixer) for mixer in MIXER_HELP]
+    for options, mixer in zip(presets, MIXER_HELP, strict=True):
         assert options == dataclasses.replace(presets[0], mixer=mixer)
         assert options.scale == scale
         assert options.model.d_model % options.model.num_heads == 0
@@ -63,31 +69,86 @@ def with_length(experiment, **train):
 
 def test_a_given_number_of_steps_takes_the_place_of_the_presets_minutes():
     options, preset = with_length(MNIST, max_steps=7)
-    settled = settle_length(options, preset)
+    settled = resolve_duration(options, preset)
     assert (settled.train.max_steps, settled.train.minutes) == (7, None)
 
 
 def test_given_minutes_take_the_place_of_the_presets_steps():
     preset = COPY.preset("paper", "linear")
     options = dataclasses.replace(preset, train=dataclasses.replace(preset.train, minutes=2.0))
-    settled = settle_length(options, preset)
+    settled = resolve_duration(options, preset)
     assert (settled.train.max_steps, settled.train.minutes) == (None, 2.0)
 
 
 def test_only_one_length_of_training_may_be_given():
     options, preset = with_length(MNIST, max_steps=7, minutes=2.0)
     with pytest.raises(ValueError, match=r"only one of --minutes and --max-steps .* got 2 and 7"):
-        settle_length(options, preset)
+        resolve_duration(options, preset)
     options, preset = with_length(MNIST, minutes=None)
     with pytest.raises(ValueError, match="must be given, got none"):
-        settle_length(options, preset)
+        resolve_duration(options, preset)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"samples": 0}, "samples must be at least 1, got 0"),
+        ({"completions": -1}, "completions must be at least 0, got -1"),
+        ({"num_mixtures": 0}, "num_mixtures must be at least 1, got 0"),
+    ],
+)
+def test_options_of_images_out_of_range_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(MNIST.preset("smoke", "linear"), **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_len": 4}, "max_len must be at least 5, got 4"),
+        ({"num_symbols": 0}, "num_symbols must be at least 1, got 0"),
+    ],
+)
+def test_options_of_copying_out_of_range_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(COPY.preset("smoke", "linear"), **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
+        ({"num_heads": 3}, r"num_heads must divide d_model \(32\), got 3"),
+        ({"position_width": 0}, "position_width must be at least 1, got 0"),
+        ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1"),
+    ],
+)
+def test_options_of_models_out_of_range_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(MNIST.preset("smoke", "linear").model, **change)
+
+
+def test_the_second_beta_is_refused_by_the_name_it_has_here():
+    with pytest.raises(ValueError, match="beta2 must be at least 0 and below 1, got 1"):
+        dataclasses.replace(MNIST.preset("smoke", "linear").train, beta2=1.0)
+
+
+def test_claims_are_the_cells_of_the_papers_tables():
+    (bits, _), (_, drawn) = MNIST.claims["linear"], MNIST.claims["softmax"]
+    assert (bits.value, bits.unit, bits.source) == (0.644, "bits/dim", "Table 1")
+    assert (drawn.value, drawn.unit, drawn.source) == (7.56, "images/s", "Table 4")
+    with pytest.raises(KeyError):
+        TABLE_1.claim("linaer", "bits/dim")
+    empty = dataclasses.replace(TABLE_1, rows={"linear": (None, 1.0)})
+    with pytest.raises(ValueError, match="must hold bits/dim of linear, got none"):
+        empty.claim("linear", "bits/dim")
 
 
 def test_groups_name_experiments_and_mixers_that_exist():
     for runs in GROUPS.values():
         for name, mixer in runs:
             assert name in EXPERIMENTS
-            assert mixer in MIXERS
+            assert mixer in MIXER_HELP
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

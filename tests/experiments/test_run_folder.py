@@ -53,6 +53,40 @@ def test_a_run_that_failed_before_its_first_checkpoint_may_begin_otherwise(tmp_p
     assert read_json(tmp_path / "run" / "config.json")["options"]["seed"] == 5
 
 
+def test_a_finished_run_without_its_checkpoint_gives_its_results_to_no_other_options(tmp_path):
+    folder = begun(tmp_path / "run")
+    (folder / "results.json").write_text('{"test": 1.5}')
+    (folder / "checkpoint.safetensors").unlink()
+    other = dataclasses.replace(OPTIONS, seed=5)
+    with pytest.raises(ValueError, match="with --seed 0, not 5; choose another"):
+        open_folder(folder, "mnist-pixels", other)
+    assert open_folder(folder, "mnist-pixels", OPTIONS) == {"test": 1.5}
+    assert read_json(folder / "config.json")["options"]["seed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "beside"),
+    [
+        ('{"model": "PixelModel", "arguments": {}}', None),
+        ('{"model": "PixelModel", "arguments": {}}', "model.safetensors"),
+        ('{"model": "PixelModel", "arguments": {}}', "checkpoint.safetensors"),
+        ('{"experiment": "mnist-pixels", "options": {}}', "model.safetensors"),
+        ('{"experiment": "mnist-pixels", "options": {}}', "model"),
+        ("{", None),
+        ("[]", None),
+    ],
+)
+def test_a_config_that_is_no_unfinished_runs_is_left_alone(tmp_path, config, beside):
+    (tmp_path / "config.json").write_text(config)
+    if beside == "model":
+        (tmp_path / "model").mkdir()
+    elif beside:
+        (tmp_path / beside).touch()
+    with pytest.raises(ValueError, match="must be empty or hold a run"):
+        open_folder(tmp_path, "mnist-pixels", OPTIONS)
+    assert (tmp_path / "config.json").read_text() == config
+
+
 def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(ValueError, match="must be empty or hold a run"):

@@ -23,7 +23,6 @@ def eight_images(monkeypatch):
     images = random.integers(0, 256, (8, 4, 4, 1), dtype=np.uint8)
     labels = np.arange(8, dtype=np.uint8)
     found = ImageSet(
-        name="noise",
         train=images,
         train_labels=labels,
         test=images,
@@ -86,6 +85,14 @@ def test_the_report_needs_no_other_file_and_stands_beside_the_paper(tmp_path):
     assert str(tmp_path) not in page
 
 
+def test_the_report_on_copying_says_what_differs_from_the_paper(tmp_path):
+    run("copy-task", tmp_path / "run")
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Figure 2 is a plot without numbers" in page
+    assert "Here: 10 symbols, sequences of 32, 2 layers of width 32" in page
+    assert "linear: 3 updates, 12 sequences" in page
+
+
 def test_the_figures_of_a_run_are_of_that_run(tmp_path):
     results = run("mnist-pixels", tmp_path / "run")
     assert results["generation"].keys() == {"1", "4"}
@@ -101,6 +108,16 @@ def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
     first = run("copy-task", tmp_path / "run")
     monkeypatch.setattr(copy_run, "fit", None)
     assert run("copy-task", tmp_path / "run") == first
+
+
+def test_a_setting_out_of_range_leaves_no_folder(tmp_path):
+    options = smoke("copy-task")
+    options = dataclasses.replace(options, train=dataclasses.replace(options.train, lr=-1.0))
+    with pytest.raises(ValueError, match="lr must be a finite number above 0, got -1"):
+        run_experiment(
+            EXPERIMENTS["copy-task"], options, tmp_path / "run", command=COMMAND, say=str
+        )
+    assert not any(tmp_path.iterdir())
 
 
 def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path, monkeypatch):
@@ -127,6 +144,12 @@ def test_results_are_exported_with_environment_and_without_folders(tmp_path):
     assert exported["environment"]["command"] == "subquad run x"
     assert exported["options"]["data_folder"] == "digits"
     assert str(tmp_path) not in json.dumps(exported)
+    figures = sorted((tmp_path / "results" / "mnist").iterdir())
+    assert [path.name for path in figures] == ["completions.png", "curve.png", "samples.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures)
+    assert sum(path.stat().st_size for path in figures) < 200_000
+    with pytest.raises(ValueError, match=r"path must name a .json file, got \S*mnist$"):
+        export_results(tmp_path / "run", tmp_path / "results" / "mnist")
 
 
 def test_a_class_conditional_model_draws_the_class_asked_for(tmp_path):
@@ -148,6 +171,27 @@ def test_a_completion_keeps_the_upper_half(tmp_path):
     assert source == "test images: eight images of noise"
     with pytest.raises(ValueError, match=r"label must be left out .* got 1"):
         sampling.draw(model, 1, seed=0, label=1)
+
+
+def test_taking_the_embedded_digits_instead_of_mnist_is_said(tmp_path, monkeypatch):
+    def only_embedded(data, folder, *, half_size):
+        if data == "mnist":
+            raise FileNotFoundError
+        digits = np.zeros((1, 28, 28, 1), np.uint8)
+        label = np.zeros(1, np.uint8)
+        return ImageSet(
+            train=digits, train_labels=label, test=digits, test_labels=label, source="a digit"
+        )
+
+    monkeypatch.setattr(sampling, "load_images", only_embedded)
+    _, _, source = sampling.test_images(tmp_path / "model", 784)
+    assert source == "test images: a digit (MNIST is not here; subquad data mnist brings it)"
+
+
+def test_a_model_beside_another_programs_config_is_no_run(tmp_path):
+    (tmp_path / "config.json").write_text('{"model": "PixelModel"}')
+    _, _, source = sampling.test_images(tmp_path / "model", 16)
+    assert source == "test images: eight images of noise"
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -25,7 +25,7 @@ mixers = pytest.mark.parametrize("build", MIXERS.values(), ids=MIXERS)
         ({"head_dim": -4}, ValueError, "head_dim must be at least 1, got -4"),
         ({"value_dim": 0}, ValueError, "value_dim must be at least 1, got 0"),
         ({"value_dim": 2.5}, TypeError, r"value_dim must be an int, got float 2\.5"),
-        ({"head_dim": 3, "rotary": True}, ValueError, "rotary width must be even, got 3"),
+        ({"head_dim": 3, "rotary": True}, ValueError, "rotary width must be divisible by 2, got 3"),
         ({"heads": 2}, TypeError, "unexpected keyword argument 'heads'"),
     ],
 )
@@ -167,7 +167,7 @@ def test_a_mixer_builds_on_the_meta_device_and_loads_there(build, rotary):
 
 
 def test_learned_map_errors(unhooked):
-    with pytest.raises(ValueError, match="num_features must be even, half for each sign, got 5"):
+    with pytest.raises(ValueError, match="num_features must be divisible by 2, got 5"):
         LearnedFeatureMap(2, 4, 5)
     for name in ("num_heads", "head_dim", "num_features"):
         sizes = {"num_heads": 2, "head_dim": 4, "num_features": 6, name: 0}

@@ -30,8 +30,8 @@ def test_the_layer_is_the_definition_between_its_projections(is_causal, rotary):
     phi_q, phi_k = elu_plus_one(q), elu_plus_one(k)
     total = phi_q @ phi_k.mT
     if rotary:
-        turn = Rotary(4)(torch.arange(70)[None], torch.float64)
-        phi_q, phi_k = turn(phi_q), turn(phi_k)
+        rotation = Rotary(4)(torch.arange(70)[None], torch.float64)
+        phi_q, phi_k = rotation(phi_q), rotation(phi_k)
     y = weighted_mean(phi_q @ phi_k.mT, total, v, is_causal)
     expected = layer.heads.out_proj(y.transpose(1, 2).flatten(2))
     assert_near(layer(x), expected, 1e-10)

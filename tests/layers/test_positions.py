@@ -79,19 +79,19 @@ def test_a_model_cast_to_half_precision_still_tells_far_positions_apart(build, d
 
 def test_rotary_of_a_model_cast_to_bf16_turns_by_the_same_angles():
     positions = torch.arange(3000)[None]
-    turn = Rotary(16).bfloat16()(positions, torch.bfloat16)
-    assert torch.equal(turn.cos, Rotary(16)(positions, torch.float32).cos)
+    rotation = Rotary(16).bfloat16()(positions, torch.bfloat16)
+    assert torch.equal(rotation.cos, Rotary(16)(positions, torch.float32).cos)
 
 
 def test_a_rotation_keeps_lengths_and_turns_as_a_complex_number_does():
     x, positions = torch.randn(1, 2, 5, 6).double(), torch.tensor([[0, 1, 2, 30, 400]])
-    turned = Rotary(6)(positions, torch.float64)(x)
-    assert_near(turned.norm(dim=-1), x.norm(dim=-1), 1e-12)
+    rotated = Rotary(6)(positions, torch.float64)(x)
+    assert_near(rotated.norm(dim=-1), x.norm(dim=-1), 1e-12)
     angle = positions[0, :, None] * torch.exp(torch.arange(0, 6, 2) * (-math.log(1e4) / 6)).double()
     factor = torch.polar(torch.ones_like(angle), angle)
     expected = torch.view_as_complex(x.unflatten(-1, (3, 2))) * factor
-    assert_near(turned, torch.view_as_real(expected).flatten(-2), 1e-12)
-    assert torch.equal(turned[:, :, 0], x[:, :, 0])
+    assert_near(rotated, torch.view_as_real(expected).flatten(-2), 1e-12)
+    assert torch.equal(rotated[:, :, 0], x[:, :, 0])
 
 
 def test_a_rotated_score_depends_on_the_difference_of_positions_only():
@@ -122,11 +122,11 @@ def test_learned_positions_are_added_and_end():
 def test_errors(unhooked):
     with pytest.raises(ValueError, match=r"position width must be below d_model \(8\), got 8"):
         SinusoidalConcat(8).token_width(8)
-    with pytest.raises(ValueError, match="position width must be even, got 5"):
+    with pytest.raises(ValueError, match="position width must be divisible by 2, got 5"):
         SinusoidalConcat(5)
     with pytest.raises(ValueError, match="position width must be at least 1, got 0"):
         SinusoidalAdd(0)
-    with pytest.raises(ValueError, match="rotary width must be even, got 3"):
+    with pytest.raises(ValueError, match="rotary width must be divisible by 2, got 3"):
         Rotary(3)
     with pytest.raises(ValueError, match="max_len must be at least 1, got 0"):
         LearnedPositions(0, 8)

@@ -19,8 +19,8 @@ def test_the_layer_is_the_definition_between_its_projections(is_causal, rotary):
         for part in layer.heads.qkv_proj(x).chunk(3, dim=-1)
     )
     if rotary:
-        turn = Rotary(4)(torch.arange(11)[None], torch.float64)
-        q, k = turn(q), turn(k)
+        rotation = Rotary(4)(torch.arange(11)[None], torch.float64)
+        q, k = rotation(q), rotation(k)
     scores = q @ k.mT / math.sqrt(4)
     if is_causal:
         scores = scores.masked_fill(torch.ones(11, 11).triu(1).bool(), -torch.inf)

@@ -177,6 +177,41 @@ def test_free_memory_is_measured():
     assert free is None or free > 2**20
 
 
+def test_what_torch_holds_unused_on_a_gpu_is_free(monkeypatch):
+    for name, value in (
+        ("mem_get_info", (1000, 9000)), ("memory_reserved", 500), ("memory_allocated", 200)
+    ):  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert memory.free_memory(torch.device("cuda")) == 1300
+
+
+@pytest.mark.parametrize(
+    ("system", "group", "free"),
+    [(7, 5, 5), (5, 7, 5), (5, None, 5), (None, 5, 5), (None, None, None)],
+)
+def test_the_lower_of_two_limits_counts(monkeypatch, system, group, free):
+    monkeypatch.setattr(memory, "_system_memory", lambda: system)
+    monkeypatch.setattr(memory, "_group_memory", lambda: group)
+    assert memory.free_memory(torch.device("cpu")) == free
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "free"),
+    [
+        ("900\n", "600\n", 350),
+        ("500\n", "600\n", 0),
+        ("max\n", "600\n", None),
+        (None, "600\n", None),
+    ],
+)
+def test_the_limit_of_a_container(tmp_path, limit, used, free):
+    (tmp_path / "memory.current").write_text(used)
+    (tmp_path / "memory.stat").write_text("anon 550\ninactive_file 50\n")
+    if limit is not None:
+        (tmp_path / "memory.max").write_text(limit)
+    assert memory._group_memory(tmp_path) == free
+
+
 def test_a_softmax_image_needs_more_memory_at_full_length_and_a_linear_one_does_not():
     linear, softmax = model("linear").decoder, model("softmax").decoder
     assert memory.full_state_bytes(linear, 10) == memory.full_state_bytes(linear, 1000)

@@ -153,7 +153,7 @@ def test_the_config_rebuilds_the_model():
         ({"num_mixtures": 0}, ValueError, "num_mixtures must be at least 1, got 0"),
         ({"num_classes": 0}, ValueError, "num_classes must be at least 1, got 0"),
         ({"mixer": "lstm"}, ValueError, "mixer must be one of softmax, linear.* got 'lstm'"),
-        ({"d_model": 15}, ValueError, r"position width must be even, got 7"),
+        ({"d_model": 15}, ValueError, r"position width must be divisible by 2, got 7"),
     ],
 )
 def test_constructor_errors(options, error, message, unhooked):
@@ -165,7 +165,7 @@ def test_constructor_errors(options, error, message, unhooked):
     ("pixels", "labels", "error", "message"),
     [
         (torch.zeros(2, 8).long(), None, ValueError, r"pixels must have .* \(B, 9\), got \(2, 8\)"),
-        (torch.zeros(9).long(), None, ValueError, r"pixels must have shape \(B, L\), got \(9,\)"),
+        (torch.zeros(9).long(), None, ValueError, r"pixels must have shape \(B, T\), got \(9,\)"),
         (torch.zeros(0, 9).long(), None, ValueError, r"no axis of size 0, got shape \(0, 9\)"),
         (torch.zeros(2, 9), None, TypeError, "pixels must be of an integer dtype, got torch"),
         (torch.full((2, 9), 256), None, ValueError, "pixels must lie from 0 to 255, got 256"),
@@ -193,3 +193,19 @@ def test_errors_of_pixels(pixels, labels, error, message, unhooked):
 def test_errors_of_labels(labels, error, message, unhooked):
     with pytest.raises(error, match=message):
         PixelModel(9, **SIZES, num_classes=3)(torch.zeros(2, 9).long(), labels)
+
+
+def test_the_head_stays_in_float32_under_autocast():
+    """bf16 would round means near 1 to 2^-8, and a byte is 2 / 255 wide."""
+    model = stirred(PixelModel(9, num_mixtures=4, **SIZES)).eval()
+    pixels, hidden = torch.randint(256, (2, 9)), []
+    model.decoder.register_forward_hook(lambda module, args, y: hidden.append(y))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(pixels)
+    assert found.dtype == torch.float32
+    assert torch.equal(
+        found, torch.nn.functional.linear(hidden[0].float(), *model.head.parameters())
+    )
+    half = model.bfloat16()
+    assert half(pixels).dtype == torch.float32
+    assert half.generate(1, seed=0).shape == (1, 9)

@@ -13,8 +13,8 @@ from subquad.ops.linear_attention import (
     linear_attention_causal,
     linear_attention_quadratic,
     linear_attention_sums,
-    linear_state,
 )
+from subquad.ops.linear_state import linear_state
 from subquad.ops.softmax_attention import kv_cache, softmax_attention, softmax_attention_cached
 
 Q = torch.ones(2, 3, 4, 5)
@@ -176,6 +176,8 @@ def test_ids_that_do_not_fit_are_refused():
     ids = torch.tensor([[0, 9]])
     checks.check_ids("pixels", ids, 10)
     checks.check_ids("pixels", ids.to(torch.uint8), 10)
+    with pytest.raises(ValueError, match="pixels must lie from 0 to 8, got 9"):
+        checks.check_ids("pixels", ids.to(torch.uint8), 9)
     for bad in (ids.float(), ids.bool()):
         with pytest.raises(TypeError, match=f"pixels must be of an integer dtype, got {bad.dtype}"):
             checks.check_ids("pixels", bad, 10)
@@ -201,3 +203,31 @@ def test_a_state_of_another_batch_is_refused():
     message = r"state must have the batch size of the tokens \(3\), got 2"
     with pytest.raises(ValueError, match=message):
         checks.check_state_batch(2, 3)
+
+
+def test_bytes_are_not_looked_at(monkeypatch):
+    monkeypatch.setattr(torch, "aminmax", None)
+    checks.check_ids("pixels", torch.tensor([0, 255], dtype=torch.uint8), 256)
+
+
+def test_a_cache_of_another_dtype_is_refused():
+    cache = kv_cache(2, 3, 5, 5, like=Q.half())
+    message = r"cache\.k must have the dtype of k \(torch\.float32\), got torch\.float16"
+    with pytest.raises(TypeError, match=message):
+        softmax_attention_cached(Q, Q, Q, cache)
+    half_v = cache._replace(k=cache.k.float())
+    message = r"cache\.v must have the dtype of v \(torch\.float32\), got torch\.float16"
+    with pytest.raises(TypeError, match=message):
+        softmax_attention_cached(Q, Q, Q, half_v, in_place=True)
+
+
+def test_rows_that_do_not_fit_are_refused():
+    checks.check_rows("tokens", Q[0, 0])
+    checks.check_rows("tokens", Q[0, 0], 5)
+    with pytest.raises(ValueError, match=r"tokens must have shape \(B, T\), got \(3, 4, 5\)"):
+        checks.check_rows("tokens", Q[0])
+    with pytest.raises(ValueError, match=r"tokens must have shape \(B, 3\), got \(4, 5\)"):
+        checks.check_rows("tokens", Q[0, 0], 3)
+    checks.check_batch_size("context", Q, "x", Q)
+    with pytest.raises(ValueError, match=r"context must have the batch size of x \(1\), got 2"):
+        checks.check_batch_size("context", Q, "x", ONE)

@@ -84,7 +84,7 @@ def test_the_learned_map_is_a_softmax_over_both_signs():
         ((0, D, 6), "num_heads must be at least 1, got 0"),
         ((H, 0, 6), "head_dim must be at least 1, got 0"),
         ((H, D, 0), "num_features must be at least 1, got 0"),
-        ((H, D, 5), "num_features must be even, half for each sign, got 5"),
+        ((H, D, 5), "num_features must be divisible by 2, got 5"),
     ],
 )
 def test_a_learned_map_of_a_size_that_does_not_fit_is_refused(numbers, message):

@@ -6,7 +6,8 @@ from torch import Tensor
 import subquad
 from helpers import leaves
 from subquad.ops.feature_maps import elu_plus_one
-from subquad.ops.linear_attention import linear_attention_chunked, linear_state
+from subquad.ops.linear_attention import linear_attention_chunked
+from subquad.ops.linear_state import linear_state
 
 Q = [[1, -1], [0, 2], [-2, 0.5]]
 K = [[0.5, 0], [-1, 1], [2, -0.5]]

@@ -9,15 +9,13 @@ import subquad
 from helpers import FEATURE_MAPS, TOLERANCE, assert_near, leaves
 from subquad.ops.feature_maps import elu_plus_one, widen
 from subquad.ops.linear_attention import (
-    LinearState,
     linear_attention_bidirectional,
     linear_attention_causal,
     linear_attention_chunked,
     linear_attention_quadratic,
-    linear_attention_step,
-    linear_attention_step_,
-    linear_state,
 )
+from subquad.ops.linear_attention_step import linear_attention_step, linear_attention_step_
+from subquad.ops.linear_state import LinearState, linear_state
 
 B, H, T, D, V = 2, 3, 19, 4, 5
 

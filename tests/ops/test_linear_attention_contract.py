@@ -9,14 +9,13 @@ import subquad
 from helpers import FEATURE_MAPS, as_users_have_it, assert_near, leaves
 from subquad.ops import feature_maps
 from subquad.ops.linear_attention import (
-    LinearState,
+    linear_attention_causal,
     linear_attention_chunked,
     linear_attention_quadratic,
-    linear_attention_step,
-    linear_attention_step_,
     linear_attention_sums,
-    linear_state,
 )
+from subquad.ops.linear_attention_step import linear_attention_step, linear_attention_step_
+from subquad.ops.linear_state import LinearState, linear_state
 
 B, H, T, D, V = 3, 2, 12, 4, 5
 GARBAGE = [torch.nan, 1e30, -1e30, torch.inf]
@@ -294,3 +293,52 @@ def test_a_state_that_does_not_fit_is_refused(name):
         ValueError, match=r"state\.kv must be on the device of the keys \(cpu\), got m"
     ):
         run(meta)
+
+
+@pytest.mark.parametrize("name", ["sums", "step", "step_"])
+def test_a_state_that_would_round_is_refused(name):
+    q, k, v = make_qkv()
+    form = {
+        "sums": linear_attention_sums,
+        "step": linear_attention_step,
+        "step_": linear_attention_step_,
+    }[name]
+    good = linear_state(B, H, D, V, like=v)
+    for state, part in (
+        (LinearState(*(x.to(torch.bfloat16) for x in good)), "kv"),
+        (LinearState(good.kv.double(), good.k_sum.half()), "k_sum"),
+    ):
+        for dtype in (torch.float32, torch.float64):
+            tensors = [x.to(dtype) for x in (q, k, v)]
+            token = tensors if name == "sums" else [x[:, :, 0] for x in tensors]
+            got = getattr(state, part).dtype
+            message = f"state.{part} must be {dtype} or wider, got {got}"
+            with pytest.raises(TypeError, match=message):
+                form(*token, state)
+
+
+def test_keys_wider_than_the_values_are_summed_in_their_dtype():
+    q, k, v = make_qkv()
+    y = linear_attention_causal(q.double().exp(), k.double().exp(), v.float())
+    wide = linear_attention_causal(q.double().exp(), k.double().exp(), v.float().double())
+    assert torch.equal(y, wide.float())
+
+
+def test_a_token_that_does_not_fit_is_refused():
+    """Broadcasting would else take one query for all rows."""
+    q, k, v = (x[:, :, 0] for x in make_qkv())
+    state = linear_state(B, H, D, V, like=v)
+    for form in (linear_attention_step, linear_attention_step_):
+        with pytest.raises(ValueError, match=r"phi_q must have shape \(3, 2, 4\), got \(1, 2, 4\)"):
+            as_users_have_it(form)(q[:1], k, v, state)
+    step = as_users_have_it(linear_attention_step)
+    message = (
+        r"log_decay must have shape \(B, H\) = \(3, 2\) or \(B, H, K\) = \(3, 2, 4\), got \(2, 3\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        step(q, k, v, state, log_decay=torch.zeros(H, B))
+    with pytest.raises(TypeError, match=r"log_decay must be of a floating dtype, got torch\.int64"):
+        step(q, k, v, state, log_decay=torch.zeros(B, H, dtype=torch.long))
+    for bad in (0.5, torch.nan):
+        with pytest.raises(ValueError, match=f"log_decay must be at most 0, got {bad}"):
+            step(q, k, v, state, log_decay=torch.full((B, H, D), bad))

@@ -9,12 +9,11 @@ import subquad
 from helpers import FEATURE_MAPS, leaves
 from subquad.ops.linear_attention import (
     linear_attention_bidirectional,
-    linear_attention_step,
-    linear_attention_step_,
     linear_attention_sums,
-    linear_state,
     quotient,
 )
+from subquad.ops.linear_attention_step import linear_attention_step, linear_attention_step_
+from subquad.ops.linear_state import linear_state
 
 B, H, T, D, V = 3, 2, 12, 4, 5
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from subquad.ops.linear_attention import LinearState, linear_state
+from subquad.ops.linear_state import LinearState, linear_state
 from subquad.ops.softmax_attention import KVCache, kv_cache, softmax_attention_cached
 from subquad.ops.state import load_state, map_state, save_state, state_size_bytes
 

@@ -3,9 +3,10 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from subquad.layers import SoftmaxAttention
 from subquad.models import PixelModel
 from subquad.tasks.config import TrainConfig
-from subquad.tasks.estimate import estimate
+from subquad.tasks.estimate import estimate, seconds_per_step
 from subquad.tasks.pixels import PixelTask
 
 
@@ -67,3 +68,34 @@ def test_the_model_stays_as_it_is(tmp_path):
     assert torch.equal(torch.get_rng_state(), random)
     assert all(p.grad is None for p in model.parameters())
     assert not model.training
+
+
+class Attends(Square):
+    """One causal softmax attention: 7 tokens of width 6, 2 heads of width 3."""
+
+    def __init__(self, attention_dropout):
+        self.model = SoftmaxAttention(6, 2, is_causal=True, attention_dropout=attention_dropout)
+
+    def batch(self, step):
+        return (torch.ones(6, 7, 6),)
+
+
+@pytest.mark.parametrize("attention_dropout", [0.0, 0.5], ids=["fused", "in steps"])
+def test_the_products_of_softmax_attention_are_counted(attention_dropout):
+    found = estimate(Attends(attention_dropout), config(grad_accumulation=1))
+    projections = 2 * 7 * 6 * (18 + 6)
+    # Forward and for the weights; the tokens learn nothing, but what goes into out_proj does.
+    linear = 2 * projections + 2 * 7 * 6 * 6
+    product = 2 * 2 * 7 * 7 * 3  # multiply-adds of 2 heads, for scores or for the sum over values
+    again = 0 if attention_dropout else 1  # fused attention makes the scores anew going backward
+    assert found.flops_per_step == 6 * (linear + (2 + 4 + again) * product)
+
+
+def test_seconds_of_one_step_leave_the_model_as_it_is():
+    task = Square()
+    before = {k: v.clone() for k, v in task.model.state_dict().items()}
+    random = torch.get_rng_state()
+    assert seconds_per_step(task, config()) > 0
+    assert_close(task.model.state_dict(), before, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(p.grad is None for p in task.model.parameters())

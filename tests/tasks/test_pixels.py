@@ -113,6 +113,8 @@ def test_the_identity_tells_data_apart():
     other = PixelTask(build(), images(10, 2), images(7, 1), batch_size=4)
     assert task().identity == task().identity
     assert task().identity != other.identity
+    other = PixelTask(build(), images(10), images(7, 2), batch_size=4)
+    assert task().identity != other.identity
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A run that was killed, whenever, ends with the very weights of one that was not."""
 
+import contextlib
 import csv
 import json
 import os
@@ -89,7 +90,8 @@ def test_killed_at_random_moments(server, reference, tmp_path):
     for _ in range(6):
         process = server.start(tmp_path, delay=0.002, sync_seconds=0.01)
         time.sleep(rng.uniform(0.1, 0.5))
-        os.kill(process, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # a quick machine may be at the end already
+            os.kill(process, signal.SIGKILL)
         kills += server.wait() == -signal.SIGKILL
         if (tmp_path / "checkpoint.safetensors").exists():
             read_checkpoint(tmp_path / "checkpoint.safetensors")

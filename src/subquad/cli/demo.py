@@ -19,7 +19,9 @@ def demo(words: list[str]) -> int:
     )
     folder = free_folder(options.out)
     from subquad.experiments.demo_run import remarks, run_demo
+    from subquad.tasks.memory import keep_freed_memory
 
+    keep_freed_memory()
     say = console().print
     say(f"subquad demo, about {options.minutes:g} minutes, in {folder}")
     rows = run_demo(options, folder, command=["subquad", "demo", *words], say=say)

@@ -7,13 +7,13 @@ from typing import Any
 
 from subquad.cli.console import console, say
 from subquad.cli.parsing import UsageError, choose, parse, peek
-from subquad.experiments.options import settle_length
+from subquad.experiments.options import resolve_duration, train_config
 from subquad.experiments.registry import EXPERIMENTS, GROUPS
 from subquad.experiments.run_folder import default_folder
-from subquad.experiments.spec import MIXERS, SCALES, Experiment, Json, Mixer, Scale
+from subquad.experiments.spec import MIXER_HELP, SCALES, Experiment, Json, MixerName, Scale
 
 DEFAULT_SCALE: Scale = "laptop"
-DEFAULT_MIXER: Mixer = "linear"
+DEFAULT_MIXER: MixerName = "linear"
 
 # What is shown of an estimate: the line's name, the value's, its unit, and how it is written.
 ESTIMATE_LINES = (
@@ -36,7 +36,12 @@ class RunFlags:
     estimate: bool = False
     """Print what the run would cost, and stop."""
     export: Path | None = None
-    """Also write the results with their environment to this JSON file."""
+    """Also write the results with their environment to this JSON file, and the figures to a folder
+    beside it that has the file's name."""
+
+    def __post_init__(self) -> None:
+        if self.export is not None and self.export.suffix != ".json":
+            raise ValueError(f"--export must name a .json file, got {self.export}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,6 +101,8 @@ def run_all(words: list[str]) -> int:
         for name, mixer in GROUPS[options.group]
         for preset in [EXPERIMENTS[name].preset(options.scale, mixer)]
     ]
+    for _, chosen in runs:
+        _check_training(chosen)
     if options.estimate:
         show_estimate([(e.name, o.mixer, e.estimate(o)) for e, o in runs])
         return 0
@@ -117,7 +124,7 @@ def run_all(words: list[str]) -> int:
 def run_options(experiment: Experiment[Any], words: list[str]) -> tuple[Any, RunFlags]:
     """Return the experiment's options and this command's; the scale sets the former's defaults."""
     scale = choose(peek(words, "--scale") or DEFAULT_SCALE, SCALES, what="scale")
-    mixer = choose(peek(words, "--mixer") or DEFAULT_MIXER, MIXERS, what="mixer")
+    mixer = choose(peek(words, "--mixer") or DEFAULT_MIXER, MIXER_HELP, what="mixer")
     preset = experiment.preset(scale, mixer)  # type: ignore[arg-type]  # chosen just above
     call = dataclasses.make_dataclass(
         "Call", [("run", RunFlags), ("experiment", experiment.options)], frozen=True, kw_only=True
@@ -131,7 +138,16 @@ def run_options(experiment: Experiment[Any], words: list[str]) -> tuple[Any, Run
         default=call(run=RunFlags(), experiment=preset),
     )
     try:
-        return settle_length(parsed.experiment, preset), parsed.run
+        options = resolve_duration(parsed.experiment, preset)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    _check_training(options)
+    return options, parsed.run
+
+
+def _check_training(options: Any) -> None:
+    try:
+        train_config(options)
     except ValueError as error:
         raise UsageError(str(error)) from None
 
@@ -165,7 +181,9 @@ def show_results(results: Json, folder: Path) -> None:
 
 def _start(experiment: Experiment[Any], options: Any, folder: Path, command: list[str]) -> Json:
     from subquad.experiments.runner import run_experiment
+    from subquad.tasks.memory import keep_freed_memory
 
+    keep_freed_memory()
     console().print(f"{experiment.name}, {options.mixer}, {options.scale} scale, in {folder}")
     return run_experiment(experiment, options, folder, command=command, say=console().print)
 
@@ -174,7 +192,7 @@ def _run_help() -> str:
     lines = ["usage: subquad run EXPERIMENT [OPTIONS]", "", "Run one experiment of a paper.", ""]
     lines += ["experiments:", *_listed({e.name: e.summary for e in EXPERIMENTS.values()})]
     lines += ["", "scales (--scale):", *_listed(SCALES)]
-    lines += ["", "mixers (--mixer):", *_listed(MIXERS)]
+    lines += ["", "mixers (--mixer):", *_listed(MIXER_HELP)]
     lines += ["", "subquad run EXPERIMENT --help lists all options and their defaults."]
     return "\n".join(lines)
 

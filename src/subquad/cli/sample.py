@@ -9,9 +9,10 @@ from pathlib import Path
 from subquad.cli.console import say
 from subquad.cli.parsing import near_miss, parse
 from subquad.experiments.checkpoints import find_model, packaged_models
-from subquad.experiments.options import Device
+from subquad.tasks.config import Device
 
 Progress = Callable[[int, int], None]
+DEFAULT_COUNT = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,16 +21,17 @@ class SampleOptions:
 
     model: str
     """A run's folder, or the name of a model that comes with the package."""
-    count: int = 64
-    """How many images to draw."""
+    count: int | None = None
+    """How many images to draw (default: 64)."""
     temperature: float = 1.0
     """Below 1 the images get smoother and more alike; 1 follows the model."""
     seed: int = 0
     """Another seed, other images."""
     out: Path = Path("samples.png")
-    """The PNG file to write."""
+    """The PNG file to write; an earlier one is replaced."""
     complete: int = 0
-    """Complete the lower half of this many test images, instead of drawing."""
+    """Complete the lower half of this many test images, instead of drawing; stands without --count
+    and --label."""
     label: int | None = None
     """Draw this class only (models trained with classes)."""
     device: Device = "auto"
@@ -44,6 +46,12 @@ class SampleOptions:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if self.complete < 0:
             raise ValueError(f"complete must be at least 0, got {self.complete}")
+        for name in ("count", "label"):
+            if self.complete and getattr(self, name) is not None:
+                raise ValueError(
+                    "complete must stand without count and label, because the test images are "
+                    f"given, got {name} {getattr(self, name)}"
+                )
 
 
 def sample(words: list[str]) -> int:
@@ -74,9 +82,11 @@ def sample(words: list[str]) -> int:
             if options.complete
             else _draw(folder, options, progress)
         )
+    replaced = " (the earlier file is replaced)" if options.out.exists() else ""
     atomic_write_bytes(options.out, png)
     seconds = time.perf_counter() - start
-    say(f"{options.out}: {count} images, {seconds:.1f} s in all")
+    images = "1 image" if count == 1 else f"{count} images"
+    say(f"{options.out}{replaced}: {images}, {seconds:.1f} s in all")
     return 0
 
 
@@ -86,7 +96,7 @@ def _draw(folder: Path, options: SampleOptions, progress: Progress) -> tuple[int
 
     images = draw(
         load_pixel_model(folder, options.device),
-        options.count,
+        DEFAULT_COUNT if options.count is None else options.count,
         seed=options.seed,
         temperature=options.temperature,
         label=options.label,

@@ -47,7 +47,6 @@ def load_cifar10(folder: Path | None = None, *, per_file: int = 10_000) -> Image
     test, test_labels = parts.pop()
     count = per_file * len(parts)
     return ImageSet(
-        name="cifar10",
         train=np.concatenate([images for images, _ in parts]),
         train_labels=np.concatenate([labels for _, labels in parts]),
         test=test,

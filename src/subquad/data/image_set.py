@@ -20,7 +20,6 @@ class ImageSet:
         ValueError: if the shapes do not fit together, or a part is empty.
     """
 
-    name: str
     train: Bytes
     train_labels: Bytes
     test: Bytes

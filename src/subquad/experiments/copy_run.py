@@ -5,10 +5,9 @@ from pathlib import Path
 
 import torch
 
-from subquad.experiments.options import CopyOptions
-from subquad.experiments.sampling import pick_device
+from subquad.experiments.options import CopyOptions, train_config
 from subquad.experiments.spec import Json, Say
-from subquad.experiments.train import train_config, training_results
+from subquad.experiments.train import training_results
 from subquad.files import atomic_write_bytes
 from subquad.models.language_model import DecoderLM
 from subquad.models.saving import save_model
@@ -31,7 +30,7 @@ def run_copy(options: CopyOptions, folder: Path, say: Say) -> Json:
     fitted = fit(task, train_config(options), folder)
     if fitted.interrupted:
         raise KeyboardInterrupt
-    model.to(pick_device(options.device)).eval()
+    model.eval()  # on the device where it was trained
     save_model(model, folder / "model")
     say("testing on new sequences")
     measured = task.evaluate(full=True)
@@ -42,7 +41,7 @@ def run_copy(options: CopyOptions, folder: Path, say: Say) -> Json:
         **training_results(fitted, "sequences", model),
         "seq_len": options.max_len,
         "model": dict(model.config),
-        "device": pick_device(options.device).type,
+        "device": next(model.parameters()).device.type,
         "figures": _draw_figures(folder, options, task.unit),
     }
 

@@ -1,25 +1,24 @@
 """Run the demonstration: time both models' steps, train both, compare them."""
 
-import statistics
+import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from subquad.environment import environment
 from subquad.experiments.compare import write_comparison
 from subquad.experiments.demo import DEMO_MIXERS, DemoOptions, pixel_options
 from subquad.experiments.image_data import load_images
+from subquad.experiments.options import train_config
 from subquad.experiments.pixel_run import pixel_task, run_pixels
 from subquad.experiments.run_folder import ENVIRONMENT, RESULTS, as_json, open_folder
 from subquad.experiments.runner import hardware
-from subquad.experiments.spec import Json, Mixer, Say
+from subquad.experiments.spec import Json, MixerName, Say
 from subquad.files import atomic_write_json
-from subquad.tasks.memory import keep_freed_memory
+from subquad.tasks.estimate import seconds_per_step
 
 TRAINING_SHARE = 0.85  # of the minutes; drawing, completing and testing take the rest
-TIMED_STEPS, WARMUP_STEPS = 6, 2
 
 
 def run_demo(options: DemoOptions, folder: Path, *, command: Sequence[str], say: Say) -> list[Json]:
@@ -30,19 +29,18 @@ def run_demo(options: DemoOptions, folder: Path, *, command: Sequence[str], say:
         KeyboardInterrupt: on Ctrl-C.
     """
     start = time.perf_counter()
-    keep_freed_memory()
     folder.mkdir(parents=True, exist_ok=True)
     stamp = environment(command)
     atomic_write_json(folder / ENVIRONMENT, stamp)
     atomic_write_json(folder / "config.json", {"experiment": "demo", "options": as_json(options)})
     say("timing a few steps of each model")
-    each = {mixer: seconds_per_step(options, mixer) for mixer in DEMO_MIXERS}
+    costs = {mixer: training_cost(options, mixer) for mixer in DEMO_MIXERS}
     left = TRAINING_SHARE * 60 * options.minutes - (time.perf_counter() - start)
-    max_steps = max(1, int(left / sum(each.values())))
+    max_steps = steps_within(left, list(costs.values()))
     rows: list[Json] = []
     for mixer in DEMO_MIXERS:
         chosen = pixel_options(options, mixer, max_steps)
-        minutes = max_steps * each[mixer] / 60
+        minutes = costs[mixer].of(max_steps) / 60
         say(f"{mixer}: {max_steps} steps, about {minutes:.1f} minutes, then drawing")
         open_folder(folder / mixer, "demo", chosen)
         measured = run_pixels(chosen, folder / mixer, say)
@@ -58,18 +56,36 @@ def run_demo(options: DemoOptions, folder: Path, *, command: Sequence[str], say:
     return rows
 
 
-def seconds_per_step(options: DemoOptions, mixer: Mixer) -> float:
-    """Return the seconds that one step of training takes here, with a model that is thrown away."""
+@dataclass(frozen=True, kw_only=True)
+class TrainingCost:
+    """Seconds of one step and of one evaluation, which comes every so many steps."""
+
+    step: float
+    evaluation: float
+    eval_every: int
+
+    def of(self, steps: int) -> float:
+        """Return the seconds of so many steps, with the evaluations at their start and end."""
+        return steps * self.step + (1 + math.ceil(steps / self.eval_every)) * self.evaluation
+
+
+def training_cost(options: DemoOptions, mixer: MixerName) -> TrainingCost:
+    """Return what training takes here, timed with a model that is thrown away."""
     chosen = pixel_options(options, mixer, 1)
     images = load_images(chosen.data, chosen.data_folder, half_size=chosen.half_size)
     task = pixel_task(chosen, images)
-    task.model.train()
-    times = []
-    for step in range(WARMUP_STEPS + TIMED_STEPS):
-        start = time.perf_counter()
-        torch.autograd.backward(task.loss(*task.batch(step)))
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[WARMUP_STEPS:])  # the median shrugs off a busy moment
+    step = seconds_per_step(task, train_config(chosen))
+    start = time.perf_counter()
+    task.evaluate(full=False)
+    evaluation = time.perf_counter() - start
+    return TrainingCost(step=step, evaluation=evaluation, eval_every=chosen.train.eval_every)
+
+
+def steps_within(seconds: float, costs: Sequence[TrainingCost]) -> int:
+    """Return how many steps of every model fit together into ``seconds``, at least 1."""
+    a_step = sum(cost.step + cost.evaluation / cost.eval_every for cost in costs)
+    ends = 2 * sum(cost.evaluation for cost in costs)
+    return max(1, int((seconds - ends) / a_step))
 
 
 def remarks(rows: Sequence[Json]) -> list[str]:

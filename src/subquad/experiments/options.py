@@ -4,16 +4,16 @@ No torch here: ``subquad run EXPERIMENT --help`` must answer at once. The classe
 tasks take plain arguments and know nothing of these.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from subquad.experiments.spec import Mixer, Scale
+from subquad.experiments.spec import MixerName, Scale
+from subquad.tasks.config import Device, Optimizer, Precision, Schedule, TrainConfig
 
 Norm = Literal["pre", "post"]
 Positions = Literal["none", "sinusoidal", "sinusoidal-concat", "learned", "rotary"]
 ImageData = Literal["embedded-mnist", "mnist", "fashion-mnist", "cifar10"]
-Device = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,16 @@ class ModelOptions:
     activation: Literal["relu", "gelu"] = "relu"
     """Between the two maps of the feed-forward network."""
 
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "num_heads", "d_model", "d_ff", "position_width"):
+            _at_least(self, name, 1)
+        if self.d_model % self.num_heads:
+            raise ValueError(
+                f"num_heads must divide d_model ({self.d_model}), got {self.num_heads}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout:g}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
@@ -52,11 +62,11 @@ class TrainOptions:
     """Images (or sequences) in one step."""
     grad_accumulation: int = 1
     """Add up the gradients of this many batches before each update."""
-    optimizer: Literal["adamw", "radam"]
+    optimizer: Optimizer
     """radam is the one the paper's authors released."""
     lr: float
     """Learning rate."""
-    schedule: Literal["constant", "cosine", "step"]
+    schedule: Schedule
     """cosine falls to min-lr-ratio; step falls once, as the paper's copy task."""
     warmup_steps: int = 0
     """Steps in which the learning rate rises from 0."""
@@ -70,7 +80,7 @@ class TrainOptions:
     """Decay rate of the optimiser's running mean of squares."""
     clip_norm: float | None = None
     """Largest norm of all gradients together (radam clips each tensor to 1 besides)."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     """Arithmetic of the matrix products."""
     log_every: int = 20
     """Steps between two lines of metrics.csv."""
@@ -79,14 +89,24 @@ class TrainOptions:
     checkpoint_every: int = 500
     """Steps between two checkpoints; a killed run goes on from the last one."""
 
+    def __post_init__(self) -> None:  # the rest is checked by TrainConfig, which names two betas
+        if not 0 <= self.beta2 < 1:
+            raise ValueError(f"beta2 must be at least 0 and below 1, got {self.beta2:g}")
+
 
 @dataclass(frozen=True, kw_only=True)
-class PixelOptions:
-    """Options of the image experiments."""
+class ScaleOptions:
+    """The scale, which an experiment has and the demo has not."""
 
     scale: Scale
     """How much to compute; sets the defaults of all options below."""
-    mixer: Mixer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """A model of images: how it is trained, and what it draws in the end."""
+
+    mixer: MixerName
     """The attention of every layer."""
     seed: int = 0
     """Seed of the weights, of the order of the images and of the samples."""
@@ -109,14 +129,22 @@ class PixelOptions:
     model: ModelOptions
     train: TrainOptions
 
+    def __post_init__(self) -> None:
+        _at_least(self, "samples", 1)
+        _at_least(self, "completions", 0)
+        _at_least(self, "num_mixtures", 1)
+
 
 @dataclass(frozen=True, kw_only=True)
-class CopyOptions:
+class PixelOptions(ImageOptions, ScaleOptions):  # in this order, help lists the scale first
+    """Options of the image experiments."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyOptions(ScaleOptions):
     """Options of the copy task."""
 
-    scale: Scale
-    """How much to compute; sets the defaults of all options below."""
-    mixer: Mixer
+    mixer: MixerName
     """The attention of every layer."""
     seed: int = 0
     """Seed of the weights and of the sequences."""
@@ -129,11 +157,15 @@ class CopyOptions:
     model: ModelOptions
     train: TrainOptions
 
+    def __post_init__(self) -> None:
+        _at_least(self, "max_len", 5)
+        _at_least(self, "num_symbols", 1)
+
 
 OptionsT = TypeVar("OptionsT", PixelOptions, CopyOptions)
 
 
-def settle_length(options: OptionsT, preset: OptionsT) -> OptionsT:
+def resolve_duration(options: OptionsT, preset: OptionsT) -> OptionsT:
     """Return ``options`` with one length of training: a new one takes the place of the preset's.
 
     Raises:
@@ -152,3 +184,20 @@ def settle_length(options: OptionsT, preset: OptionsT) -> OptionsT:
     if given.minutes is None and given.max_steps is None:
         raise ValueError("one of --minutes and --max-steps must be given, got none")
     return options
+
+
+def train_config(options: ImageOptions | CopyOptions) -> TrainConfig:
+    """Return the settings of the training loop.
+
+    Raises:
+        ValueError: if one is out of its range.
+    """
+    settings = asdict(options.train)
+    betas = (0.9, settings.pop("beta2"))
+    return TrainConfig(**settings, betas=betas, seed=options.seed, device=options.device)
+
+
+def _at_least(options: object, name: str, least: int) -> None:
+    value = getattr(options, name)
+    if value is not None and value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")

@@ -7,6 +7,8 @@ time for one image). ``None`` stands where a table has no such cell.
 
 from dataclasses import dataclass
 
+from subquad.experiments.spec import Claim
+
 
 @dataclass(frozen=True, kw_only=True)
 class PaperTable:
@@ -16,6 +18,17 @@ class PaperTable:
     columns: tuple[str, ...]
     rows: dict[str, tuple[float | None, ...]]
     note: str
+
+    def claim(self, method: str, column: str, note: str = "") -> Claim:
+        """Return one cell as a claim.
+
+        Raises:
+            KeyError, ValueError: if the table has no such row or column.
+        """
+        value = self.rows[method][self.columns.index(column)]
+        if value is None:
+            raise ValueError(f"{self.title} must hold {column} of {method}, got none")
+        return Claim(value=value, unit=column, source=self.title.split(",")[0], note=note)
 
 
 TABLE_1 = PaperTable(

@@ -8,17 +8,16 @@ import torch
 
 from subquad.data.images import ImageSet
 from subquad.experiments.image_data import load_images
-from subquad.experiments.options import PixelOptions
+from subquad.experiments.options import ImageOptions, train_config
 from subquad.experiments.sampling import (
     Images,
     complete,
     given_rows,
-    pick_device,
     state_bytes,
     timed_draw,
 )
 from subquad.experiments.spec import Json, Say
-from subquad.experiments.train import train_config, training_results
+from subquad.experiments.train import training_results
 from subquad.files import atomic_write_bytes
 from subquad.models.pixel_model import PixelModel
 from subquad.models.saving import save_model
@@ -38,7 +37,7 @@ CLASSES = 10  # of all data sets here
 CIFAR10_SHAPE, MNIST_SHAPE = (32, 32, 3), (28, 28, 1)
 
 
-def run_pixels(options: PixelOptions, folder: Path, say: Say) -> Json:
+def run_pixels(options: ImageOptions, folder: Path, say: Say) -> Json:
     """Train (or go on training) in ``folder``, and return what was measured.
 
     Raises:
@@ -52,7 +51,7 @@ def run_pixels(options: PixelOptions, folder: Path, say: Say) -> Json:
     if fitted.interrupted:
         raise KeyboardInterrupt
     model = task.model
-    model.to(pick_device(options.device)).eval()
+    model.eval()  # on the device where it was trained
     save_model(model, folder / "model")
     say(f"testing on {len(images.test):,} images")
     test = task.evaluate(full=True)["loss"]
@@ -70,13 +69,13 @@ def run_pixels(options: PixelOptions, folder: Path, say: Say) -> Json:
         "model": dict(model.config),
         "generation": rates,
         "state_bytes_per_image": state_bytes(model),
-        "device": pick_device(options.device).type,
+        "device": next(model.parameters()).device.type,
     }
     results["figures"] = draw_figures(folder, options, model, images, drawn)
     return results
 
 
-def estimate_pixels(options: PixelOptions) -> Json:
+def estimate_pixels(options: ImageOptions) -> Json:
     """Return what training would cost here; black images serve as well, so no data is needed."""
     height, width, channels = CIFAR10_SHAPE if options.data == "cifar10" else MNIST_SHAPE
     if options.half_size:
@@ -84,7 +83,6 @@ def estimate_pixels(options: PixelOptions) -> Json:
     black = np.zeros((options.train.batch_size, height, width, channels), np.uint8)
     labels = np.zeros(len(black), np.uint8)
     images = ImageSet(
-        name="black",
         train=black,
         train_labels=labels,
         test=black,
@@ -94,7 +92,7 @@ def estimate_pixels(options: PixelOptions) -> Json:
     return dataclasses.asdict(estimate(pixel_task(options, images), train_config(options)))
 
 
-def pixel_task(options: PixelOptions, images: ImageSet) -> PixelTask:
+def pixel_task(options: ImageOptions, images: ImageSet) -> PixelTask:
     """Return the task: a new model, and the images as rows of bytes."""
     return PixelTask(
         pixel_model(options, images.train[0].size),
@@ -107,7 +105,7 @@ def pixel_task(options: PixelOptions, images: ImageSet) -> PixelTask:
     )
 
 
-def pixel_model(options: PixelOptions, seq_len: int) -> PixelModel:
+def pixel_model(options: ImageOptions, seq_len: int) -> PixelModel:
     """Return a new model for images of ``seq_len`` bytes; the seed fixes its weights."""
     torch.manual_seed(options.seed)
     return PixelModel(
@@ -127,7 +125,7 @@ def pixel_model(options: PixelOptions, seq_len: int) -> PixelModel:
     )
 
 
-def drawing_speed(model: PixelModel, options: PixelOptions) -> tuple[dict[str, float], Images]:
+def drawing_speed(model: PixelModel, options: ImageOptions) -> tuple[dict[str, float], Images]:
     """Return {batch size: images/s}, for one image and for all the samples, and the samples."""
     _, alone = timed_draw(model, 1, seed=options.seed)
     drawn, together = timed_draw(model, options.samples, seed=options.seed)
@@ -135,7 +133,7 @@ def drawing_speed(model: PixelModel, options: PixelOptions) -> tuple[dict[str, f
 
 
 def draw_figures(
-    folder: Path, options: PixelOptions, model: PixelModel, images: ImageSet, drawn: Images
+    folder: Path, options: ImageOptions, model: PixelModel, images: ImageSet, drawn: Images
 ) -> dict[str, str]:
     """Write the figures; return {file below the folder: what it shows}."""
     (folder / "figures").mkdir(exist_ok=True)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from subquad.experiments import cifar10_pixels, copy_task, mnist_pixels
-from subquad.experiments.spec import Experiment, Mixer
+from subquad.experiments.spec import Experiment, MixerName
 
 EXPERIMENTS: dict[str, Experiment[Any]] = {
     experiment.name: experiment
@@ -15,7 +15,7 @@ EXPERIMENTS: dict[str, Experiment[Any]] = {
 }
 
 # A group names its runs in order: (experiment, mixer).
-GROUPS: dict[str, tuple[tuple[str, Mixer], ...]] = {
+GROUPS: dict[str, tuple[tuple[str, MixerName], ...]] = {
     "mnist-pixels": (("mnist-pixels", "linear"), ("mnist-pixels", "softmax")),
     "cifar10-pixels": (("cifar10-pixels", "linear"), ("cifar10-pixels", "softmax")),
     "copy-task": (("copy-task", "linear"), ("copy-task", "softmax")),

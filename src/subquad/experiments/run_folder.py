@@ -16,6 +16,7 @@ from subquad.tasks.config import FREE_ON_RESUME
 
 OPTIONS, RESULTS, ENVIRONMENT = "config.json", "results.json", "environment.json"
 CHECKPOINT = "checkpoint.safetensors"  # tasks.training writes it
+TO_LOSE = (CHECKPOINT, RESULTS, "model", "model.safetensors")  # never lost to another run
 
 
 def default_folder(experiment: str, mixer: str, scale: str, seed: int) -> Path:
@@ -34,14 +35,24 @@ def open_folder(folder: Path, experiment: str, options: Any) -> Json | None:
     """
     wanted = {"experiment": experiment, "options": as_json(options)}
     path = folder / OPTIONS
-    if path.is_file() and (folder / CHECKPOINT).is_file():
-        _refuse_another_run(folder, read_json(path), wanted)
+    found = find_run(folder)
+    if found is not None and any((folder / name).is_file() for name in (CHECKPOINT, RESULTS)):
+        _refuse_another_run(folder, found, wanted)
     else:  # a run that failed before its first checkpoint has nothing to lose
-        if not path.is_file():
+        if found is None or any((folder / name).exists() for name in TO_LOSE):
             _make(folder)
         atomic_write_json(path, wanted)
     results = folder / RESULTS
     return read_json(results) if results.is_file() else None
+
+
+def find_run(folder: Path) -> Json | None:
+    """Return what config.json says if it is a run's; a trained model's has that name too."""
+    try:
+        found = read_json(folder / OPTIONS)
+    except (OSError, ValueError):
+        return None
+    return found if "experiment" in found else None
 
 
 def as_json(options: Any) -> Json:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from subquad.environment import environment, without_folders
+from subquad.experiments.options import train_config
 from subquad.experiments.report import write_report
 from subquad.experiments.run_folder import (
     ENVIRONMENT,
@@ -19,8 +20,7 @@ from subquad.experiments.run_folder import (
     read_json,
 )
 from subquad.experiments.spec import Experiment, Json, Say
-from subquad.files import atomic_write_json
-from subquad.tasks.memory import keep_freed_memory
+from subquad.files import atomic_write_bytes, atomic_write_json
 
 
 def run_experiment(
@@ -32,10 +32,10 @@ def run_experiment(
         ValueError: if the folder belongs to another run, or an option is out of its range.
         OSError: if the folder cannot be written, or data is missing.
     """
+    train_config(options)  # refuses what is out of range while there is no folder yet
     found = open_folder(folder, experiment.name, options)
     if found is not None:
         return found
-    keep_freed_memory()
     stamp = environment(command)
     atomic_write_json(folder / ENVIRONMENT, stamp)
     measured = experiment.run(options, folder, say)
@@ -46,7 +46,7 @@ def run_experiment(
         "seed": options.seed,
         **measured,
         "hardware": hardware(stamp, measured["device"]),
-        "claims": [dataclasses.asdict(claim) for claim in experiment.claims[options.mixer]],
+        "claims": [dataclasses.asdict(claim) for claim in experiment.claims.get(options.mixer, ())],
     }
     write_report(
         folder / "report.html",
@@ -64,16 +64,26 @@ def run_experiment(
 def export_results(folder: Path, path: Path) -> None:
     """Write a finished run's results, options and environment to one JSON file.
 
+    The figures go beside it, in a folder of the file's name: results/one.json, results/one/*.png.
+
     Raises:
         FileNotFoundError: if the run is not finished.
-        OSError: if the file cannot be written.
+        ValueError: if ``path`` does not end in .json; the folder could have its name.
+        OSError: if the file or its figures cannot be written.
     """
+    results = read_json(folder / RESULTS)
     exported = {
-        "results": read_json(folder / RESULTS),
+        "results": results,
         "options": _without_folders(read_json(folder / OPTIONS)["options"]),
         "environment": read_json(folder / ENVIRONMENT),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix != ".json":
+        raise ValueError(f"path must name a .json file, got {path}")
+    beside = path.with_suffix("")
+    beside.mkdir(parents=True, exist_ok=True)
+    for name in results["figures"]:
+        figure = folder / name
+        atomic_write_bytes(beside / figure.name, figure.read_bytes())
     atomic_write_json(path, exported)
 
 

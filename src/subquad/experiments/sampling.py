@@ -11,11 +11,11 @@ from torch import Tensor
 
 from subquad.experiments.checkpoints import image_shape
 from subquad.experiments.image_data import load_images
-from subquad.experiments.options import Device
-from subquad.experiments.run_folder import OPTIONS, read_json
+from subquad.experiments.run_folder import find_run
 from subquad.models.pixel_model import PixelModel
 from subquad.models.saving import load_model
 from subquad.ops.state import state_size_bytes
+from subquad.tasks.config import Device
 
 Progress = Callable[[int, int], None]
 Images = NDArray[np.uint8]
@@ -135,12 +135,12 @@ def test_images(model_folder: Path, seq_len: int) -> tuple[Images, NDArray[np.ui
     """Return test images for a model to complete, their labels, and a line on their source.
 
     A run names its data set; for other models it is MNIST, or its embedded part where that is all
-    there is.
+    there is, and the line then says so.
     """
-    shape = image_shape(seq_len)
-    options_file = model_folder.parent / OPTIONS
-    if options_file.is_file():
-        options = read_json(options_file)["options"]
+    shape, note = image_shape(seq_len), ""
+    run = find_run(model_folder.parent)
+    if run is not None:
+        options = run["options"]
         folder = Path(options["data_folder"]) if options.get("data_folder") else None
         found = load_images(options["data"], folder, half_size=options["half_size"])
     else:
@@ -149,9 +149,10 @@ def test_images(model_folder: Path, seq_len: int) -> tuple[Images, NDArray[np.ui
             found = load_images("mnist", None, half_size=half)
         except FileNotFoundError:
             found = load_images("embedded-mnist", None, half_size=half)
+            note = " (MNIST is not here; subquad data mnist brings it)"
     if found.test.shape[1:] != shape:
         raise ValueError(f"the test images must have shape {shape}, got {found.test.shape[1:]}")
-    return found.test, found.test_labels, f"test images: {found.source}"
+    return found.test, found.test_labels, f"test images: {found.source}{note}"
 
 
 def _labels(model: PixelModel, count: int, label: int | None) -> Tensor | None:

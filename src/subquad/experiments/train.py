@@ -1,24 +1,9 @@
-"""From an experiment's options to the training loop's settings, and from its end to results."""
-
-import dataclasses
+"""From the end of a training to results."""
 
 from torch import nn
 
-from subquad.experiments.options import CopyOptions, PixelOptions
 from subquad.experiments.spec import Json
-from subquad.tasks.config import TrainConfig
 from subquad.tasks.training import FitResult
-
-
-def train_config(options: PixelOptions | CopyOptions) -> TrainConfig:
-    """Return the settings of the training loop.
-
-    Raises:
-        ValueError: if one is out of its range.
-    """
-    settings = dataclasses.asdict(options.train)
-    betas = (0.9, settings.pop("beta2"))
-    return TrainConfig(**settings, betas=betas, seed=options.seed, device=options.device)
 
 
 def training_results(fitted: FitResult, samples: str, model: nn.Module) -> Json:

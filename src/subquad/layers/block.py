@@ -83,12 +83,14 @@ class Block(nn.Module):
         y, state = self.mixer.prefill(self._mixer_input(x), state, key_mask=key_mask)
         return self._finish(x, y), state
 
-    def step(
-        self, x_t: Float[Tensor, "B D"], state: Any, *, in_place: bool = False
-    ) -> tuple[Float[Tensor, "B D"], Any]:
-        """Run it on one more token; with ``in_place`` the state may be overwritten."""
-        take = self.mixer.step_ if in_place else self.mixer.step
-        y, state = take(self._mixer_input(x_t), state)
+    def step(self, x_t: Float[Tensor, "B D"], state: Any) -> tuple[Float[Tensor, "B D"], Any]:
+        """Run it on one more token; ``state`` stays as it is."""
+        y, state = self.mixer.step(self._mixer_input(x_t), state)
+        return self._finish(x_t, y), state
+
+    def step_(self, x_t: Float[Tensor, "B D"], state: Any) -> tuple[Float[Tensor, "B D"], Any]:
+        """Run it on one more token; ``state`` may be overwritten."""
+        y, state = self.mixer.step_(self._mixer_input(x_t), state)
         return self._finish(x_t, y), state
 
     def _mixer_input(self, x: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from subquad.layers.positions import Rotary, Rotation, next_position, token_positions
+from subquad.layers.positions import Rotary, next_position, token_positions
 from subquad.ops.checks import (
+    check_batch_size,
     check_cu_seqlens,
     check_key_mask,
     check_positive,
@@ -18,6 +19,7 @@ from subquad.ops.checks import (
     check_token,
     check_tokens,
 )
+from subquad.ops.rotation import Rotation
 
 QKV = tuple[Float[Tensor, "B H T K"], Float[Tensor, "B H T K"], Float[Tensor, "B H T V"]]
 
@@ -130,15 +132,12 @@ class Heads(nn.Module):
         """Check a cross-attention's arguments and return ``context`` with 0 where hidden."""
         check_tokens("x", x, self.d_model)
         check_tokens("context", context, self.context_dim or self.d_model)
-        if len(context) != len(x):
-            raise ValueError(
-                f"context must have the batch size of x ({len(x)}), got {len(context)}"
-            )
+        check_batch_size("context", context, "x", x)
         check_key_mask(key_mask, context, *context.shape[:2])
         return context if key_mask is None else context.masked_fill(~key_mask.unsqueeze(-1), 0)
 
 
-class Turner(nn.Module):
+class RotaryPositions(nn.Module):
     """Optional rotary positions of one mixer: which rotation, and the position in its state."""
 
     def __init__(self, width: int | None) -> None:
@@ -146,7 +145,7 @@ class Turner(nn.Module):
         self.rotary = None if width is None else Rotary(width)
 
     def init_state(self, inner: Any, batch_size: int, device: torch.device) -> Any:
-        """Wrap a mixer's empty state with position 0, if positions are turned at all."""
+        """Wrap a mixer's empty state with position 0, if tokens are rotated at all."""
         if self.rotary is None:
             return inner
         return RotaryState(inner, torch.zeros(batch_size, dtype=torch.long, device=device))

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from subquad.ops.checks import check_positive
+from subquad.ops.checks import check_divisible, check_positive
 from subquad.ops.feature_maps import widen
 
 
@@ -19,7 +19,8 @@ class LearnedFeatureMap(nn.Module):
     Args:
         num_heads: heads H.
         head_dim: width K of a head.
-        num_features: M, even: half for each sign.
+        num_features: M, any even number: each of the M / 2 projections stands in the softmax with
+            both signs, W x and -W x, so an odd one would leave one projection without its opposite.
 
     Raises:
         ValueError: if a number does not fit.
@@ -32,8 +33,7 @@ class LearnedFeatureMap(nn.Module):
         check_positive("num_heads", num_heads)
         check_positive("head_dim", head_dim)
         check_positive("num_features", num_features)
-        if num_features % 2:
-            raise ValueError(f"num_features must be even, half for each sign, got {num_features}")
+        check_divisible("num_features", num_features, 2)
         self.head_dim = head_dim
         self.weight = nn.Parameter(torch.empty(num_heads, head_dim, num_features // 2))
         nn.init.normal_(self.weight, std=head_dim**-0.5)

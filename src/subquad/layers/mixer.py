@@ -12,14 +12,14 @@ from torch import Tensor
 Tokens = Float[Tensor, "B T D"]
 Token = Float[Tensor, "B D"]
 KeyMask = Bool[Tensor, "B T"]
-Borders = Int[Tensor, " S_plus_1"]
+CuSeqlens = Int[Tensor, " S_plus_1"]
 
 
 class Mixer(Protocol):
     """Mix a whole sequence. ``key_mask``: True = keep; ``cu_seqlens``: B = 1, without key_mask."""
 
     def __call__(
-        self, x: Tokens, *, key_mask: KeyMask | None = None, cu_seqlens: Borders | None = None
+        self, x: Tokens, *, key_mask: KeyMask | None = None, cu_seqlens: CuSeqlens | None = None
     ) -> Tokens:
         """Return the mixed tokens; those at padded positions are finite and mean nothing."""
         ...

@@ -1,18 +1,19 @@
-"""Where a token stands, told to the model: nothing, added, concatenated, or turned into q and k.
+"""Where a token stands, told to the model: nothing, added, concatenated, or rotated into q and k.
 
 Axes: B batch, T time, D model width, K head width. Positions are integers (B, T) that count the
 valid tokens before, so left padding, right padding and packing all number a sequence alike.
 """
 
 import math
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from subquad.ops.checks import check_positive
+from subquad.ops.checks import check_divisible, check_positive
 from subquad.ops.packing import packed_positions
+from subquad.ops.rotation import Rotation
 
 Positions = Int[Tensor, "B T"]
 
@@ -142,8 +143,7 @@ class Sinusoid(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         check_positive("position width", width)
-        if width % 2:
-            raise ValueError(f"position width must be even, got {width}")
+        check_divisible("position width", width, 2)
         self.width = width
 
     def forward(self, positions: Positions, dtype: torch.dtype) -> Float[Tensor, "B T W"]:
@@ -152,27 +152,13 @@ class Sinusoid(nn.Module):
         return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2).to(dtype)
 
 
-class Rotation(NamedTuple):
-    """Cosines and sines (B, T, K / 2) that turn q and k of some tokens (Su et al. 2021)."""
-
-    cos: Float[Tensor, "B T P"]
-    sin: Float[Tensor, "B T P"]
-
-    def __call__(self, x: Float[Tensor, "B H T K"]) -> Float[Tensor, "B H T K"]:
-        """Turn each pair (x_2i, x_2i+1) by its token's angle."""
-        cos, sin = self.cos.unsqueeze(1).to(x.dtype), self.sin.unsqueeze(1).to(x.dtype)
-        even, odd = x[..., 0::2], x[..., 1::2]
-        return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
-
-
 class Rotary(nn.Module):
     """Angles of rotary positions for vectors of ``width`` numbers."""
 
     def __init__(self, width: int, *, base: float = 10_000.0) -> None:
         super().__init__()
         check_positive("rotary width", width)
-        if width % 2:
-            raise ValueError(f"rotary width must be even, got {width}")
+        check_divisible("rotary width", width, 2)
         self.width, self.base = width, base
 
     def forward(self, positions: Positions, dtype: torch.dtype) -> Rotation:

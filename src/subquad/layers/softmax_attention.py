@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from subquad.layers.heads import Heads, Turner, check_causal, check_step
-from subquad.layers.mixer import Borders, KeyMask, Token, Tokens
+from subquad.layers.heads import Heads, RotaryPositions, check_causal, check_step
+from subquad.layers.mixer import CuSeqlens, KeyMask, Token, Tokens
 from subquad.ops.checks import check_fraction, check_positive
 from subquad.ops.softmax_attention import kv_cache, softmax_attention, softmax_attention_cached
 
@@ -21,7 +22,7 @@ class SoftmaxAttention(nn.Module):
         head_dim: query and key width of a head, by default d_model / num_heads.
         value_dim: value width of a head, by default ``head_dim``.
         bias: whether the projections have biases.
-        rotary: turn q and k by their positions (Su et al. 2021).
+        rotary: rotate q and k by their positions (Su et al. 2021).
         attention_dropout: share of the weights dropped in training.
 
     Raises:
@@ -44,17 +45,14 @@ class SoftmaxAttention(nn.Module):
         check_fraction("attention_dropout", attention_dropout)
         self.is_causal, self.attention_dropout = is_causal, attention_dropout
         self.heads = Heads(d_model, num_heads, head_dim=head_dim, value_dim=value_dim, bias=bias)
-        self.turner = Turner(self.heads.head_dim if rotary else None)
+        self.rotary_positions = RotaryPositions(self.heads.head_dim if rotary else None)
 
     def forward(
-        self, x: Tokens, *, key_mask: KeyMask | None = None, cu_seqlens: Borders | None = None
+        self, x: Tokens, *, key_mask: KeyMask | None = None, cu_seqlens: CuSeqlens | None = None
     ) -> Tokens:
         """Mix (B, T, D); see ``softmax_attention`` for the masks."""
         x = self.heads.check(x, key_mask, cu_seqlens)
-        turn, _ = self.turner.rotation(x, None, key_mask=key_mask, cu_seqlens=cu_seqlens)
-        q, k, v = self.heads.split(x)
-        if turn is not None:
-            q, k = turn(q), turn(k)
+        q, k, v, _ = self._project(x, None, key_mask=key_mask, cu_seqlens=cu_seqlens)
         y = softmax_attention(
             q, k, v, is_causal=self.is_causal, key_mask=key_mask, cu_seqlens=cu_seqlens,
             dropout_p=self._dropout_p(),
@@ -67,7 +65,7 @@ class SoftmaxAttention(nn.Module):
         check_positive("batch_size", batch_size)
         like, h = self.heads.out_proj.weight, self.heads
         cache = kv_cache(batch_size, h.num_heads, h.head_dim, h.value_dim, like)
-        return self.turner.init_state(cache, batch_size, like.device)
+        return self.rotary_positions.init_state(cache, batch_size, like.device)
 
     def prefill(
         self, x: Tokens, state: Any, *, key_mask: KeyMask | None = None
@@ -90,14 +88,29 @@ class SoftmaxAttention(nn.Module):
     ) -> tuple[Tokens, Any]:
         check_causal(self.is_causal, "a state")
         x = self.heads.check(x, key_mask)
-        turn, cache = self.turner.rotation(x, state, key_mask=key_mask)
-        q, k, v = self.heads.split(x)
-        if turn is not None:
-            q, k = turn(q), turn(k)
+        q, k, v, cache = self._project(x, state, key_mask=key_mask)
+        if torch.is_autocast_enabled(x.device.type):  # projects to half: the cache stays as it is
+            q, k, v = (a.to(cache.k.dtype) for a in (q, k, v))
         y, cache = softmax_attention_cached(
             q, k, v, cache, key_mask=key_mask, dropout_p=self._dropout_p(), in_place=in_place
         )
-        return self.heads.merge(y), self.turner.advance(cache, state, x.shape[1], key_mask)
+        cache = self.rotary_positions.advance(cache, state, x.shape[1], key_mask)
+        return self.heads.merge(y), cache
+
+    def _project(
+        self,
+        x: Tokens,
+        state: Any,
+        *,
+        key_mask: KeyMask | None,
+        cu_seqlens: CuSeqlens | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Any]:
+        """Return q, k and v, rotated if asked to be, and the cache in ``state``."""
+        rotation, cache = self.rotary_positions.rotation(
+            x, state, key_mask=key_mask, cu_seqlens=cu_seqlens
+        )
+        q, k, v = self.heads.split(x)
+        return (q, k, v, cache) if rotation is None else (rotation(q), rotation(k), v, cache)
 
     def _dropout_p(self) -> float:
         return self.attention_dropout if self.training else 0.0

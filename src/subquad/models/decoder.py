@@ -53,4 +53,4 @@ class TransformerDecoder(nn.Module):
         self, x_t: Float[Tensor, "B E"], state: StackState
     ) -> tuple[Float[Tensor, "B D"], StackState]:
         """Run one more token; ``state`` may be overwritten; no gradient."""
-        return self.stack.step(x_t, state, in_place=True)
+        return self.stack.step_(x_t, state)

@@ -8,7 +8,7 @@ from typing_extensions import Unpack
 
 from subquad.models.decoder import TransformerDecoder
 from subquad.models.stack import StackOptions, StackState
-from subquad.ops.checks import check_ids, check_positive
+from subquad.ops.checks import check_ids, check_positive, check_rows
 
 
 class DecoderLM(nn.Module):
@@ -84,8 +84,7 @@ class DecoderLM(nn.Module):
         return self.head(hidden), state
 
     def _embed(self, tokens: Tensor) -> Float[Tensor, "B T E"]:
-        if tokens.dim() != 2:
-            raise ValueError(f"tokens must have shape (B, T), got {tuple(tokens.shape)}")
+        check_rows("tokens", tokens)
         check_ids("tokens", tokens, self.vocab_size)
         embedded: Tensor = self.token_embedding(tokens)
         return embedded

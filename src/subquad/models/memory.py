@@ -39,15 +39,35 @@ def full_state_bytes(decoder: TransformerDecoder, seq_len: int) -> int:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Return the free bytes of ``device``, or None where the system does not say."""
+    """Return the free bytes of ``device``, or None where the system does not say.
+
+    On a GPU what torch keeps for itself without using it counts as free; on a CPU the limit of the
+    process's group (a container's) counts where it is lower.
+    """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    known = [free for free in (_system_memory(), _group_memory()) if free is not None]
+    return min(known, default=None)
+
+
+def _system_memory() -> int | None:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         kilobytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return None
     return int(kilobytes) * 1024
+
+
+def _group_memory(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Return what a cgroup (version 2) leaves; files in the page cache are given up on demand."""
+    try:
+        limit, used = ((folder / name).read_text() for name in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return max(0, int(limit) - int(used) + int(stat.get("inactive_file", 0)))
+    except (OSError, ValueError):  # none here, no limit ("max"), or nothing that can be read
+        return None
 
 
 def _widest(decoder: TransformerDecoder) -> int:

@@ -12,13 +12,21 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
+from torch.nn import functional as F
 from typing_extensions import Unpack
 
 from subquad.layers.positions import inverse_wavelengths
 from subquad.models.decoder import TransformerDecoder
 from subquad.models.memory import generation_batch
 from subquad.models.stack import StackOptions, StackState
-from subquad.ops.checks import check_ids, check_positive, check_positive_number
+from subquad.ops.checks import (
+    check_ids,
+    check_positive,
+    check_positive_number,
+    check_rows,
+    check_shape,
+)
+from subquad.ops.feature_maps import no_autocast, widen
 from subquad.ops.logistic_mixture import logistic_mixture_log_prob, logistic_mixture_sample
 
 logger = logging.getLogger(__name__)
@@ -108,6 +116,8 @@ class PixelModel(nn.Module):
     def forward(self, pixels: Bytes, labels: Labels | None = None) -> Float[Tensor, "B L-1 P"]:
         """Return the mixture parameters of bytes 1 .. L - 1, (B, L - 1, 3 * num_mixtures).
 
+        In float32 or wider.
+
         Args:
             pixels: bytes (B, L), any integer dtype.
             labels: classes (B,), for a class-conditional model and for no other.
@@ -117,12 +127,8 @@ class PixelModel(nn.Module):
             ValueError: if a shape or a value does not fit.
         """
         self._check(pixels, labels)
-        if pixels.shape[1] != self.seq_len:
-            raise ValueError(
-                f"pixels must have shape (B, {self.seq_len}), got {tuple(pixels.shape)}"
-            )
-        parameters: Tensor = self.head(self.decoder(self._tokens(pixels[:, :-1], labels)))
-        return parameters
+        check_rows("pixels", pixels, self.seq_len)
+        return self._mixture(self.decoder(self._tokens(pixels[:, :-1], labels)))
 
     def nll(self, pixels: Bytes, labels: Labels | None = None) -> Float[Tensor, "B L-1"]:
         """Return the negative log-likelihood of bytes 1 .. L - 1 in nats; over ln 2 it is bits."""
@@ -213,13 +219,20 @@ class PixelModel(nn.Module):
         hidden, state = self.decoder.prefill(self._tokens(images[:, :start], labels), state)
         hidden = hidden[:, -1]
         for t in range(start, self.seq_len):
-            images[:, t] = logistic_mixture_sample(self.head(hidden), uniforms[:, t], temperature)
+            images[:, t] = logistic_mixture_sample(
+                self._mixture(hidden), uniforms[:, t], temperature
+            )
             if report is not None:
                 report(t + 1)
             if t + 1 < self.seq_len:
                 token = self._tokens(images[:, t : t + 1], labels).squeeze(1)
                 hidden, state = self.decoder.step_(token, state)
         return images.to(torch.uint8)
+
+    def _mixture(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... P"]:
+        """Map to mixture parameters, in float32 or wider: bf16 rounds a mean by half a byte."""
+        with no_autocast(hidden):
+            return F.linear(widen(hidden), widen(self.head.weight), widen(self.head.bias))
 
     def _tokens(self, pixels: Tensor, labels: Tensor | None) -> Float[Tensor, "B T E"]:
         tokens: Tensor = self.byte_embedding(pixels.int())
@@ -235,8 +248,7 @@ class PixelModel(nn.Module):
         return draws.to(self.head.weight.device)
 
     def _check(self, pixels: Tensor, labels: Tensor | None) -> None:
-        if pixels.dim() != 2:
-            raise ValueError(f"pixels must have shape (B, L), got {tuple(pixels.shape)}")
+        check_rows("pixels", pixels)
         check_ids("pixels", pixels, 256)
         if (labels is None) != (self.num_classes is None):
             raise ValueError(
@@ -244,10 +256,7 @@ class PixelModel(nn.Module):
                 f"{'none' if labels is None else 'labels'} with num_classes={self.num_classes}"
             )
         if labels is not None and self.num_classes is not None:
-            if labels.shape != pixels.shape[:1]:
-                raise ValueError(
-                    f"labels must have shape ({len(pixels)},), got {tuple(labels.shape)}"
-                )
+            check_shape("labels", labels, pixels.shape[:1])
             check_ids("labels", labels, self.num_classes)
 
     def _check_generate(

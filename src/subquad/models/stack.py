@@ -1,5 +1,6 @@
 """Blocks on top of each other: what encoder, decoder and every model over them are made of."""
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -168,15 +169,29 @@ class Stack(nn.Module):
         return self.final_norm(x), StackState(tuple(mixers), position)
 
     def step(
-        self, x_t: Float[Tensor, "B E"], state: StackState, *, in_place: bool = False
+        self, x_t: Float[Tensor, "B E"], state: StackState
     ) -> tuple[Float[Tensor, "B D"], StackState]:
-        """Run one more token; with ``in_place`` the state may be overwritten."""
+        """Run one more token; ``state`` stays as it is."""
+        return self._step(x_t, state, [block.step for block in self._blocks()])
+
+    def step_(
+        self, x_t: Float[Tensor, "B E"], state: StackState
+    ) -> tuple[Float[Tensor, "B D"], StackState]:
+        """Run one more token; ``state`` may be overwritten."""
+        return self._step(x_t, state, [block.step_ for block in self._blocks()])
+
+    def _blocks(self) -> list[Any]:
+        return list(self.blocks)
+
+    def _step(
+        self, x_t: Tensor, state: StackState, steps: list[Callable[..., Any]]
+    ) -> tuple[Tensor, StackState]:
         check_token("x_t", x_t, self.token_width)
         check_state_batch(len(state.position), len(x_t))
         x = self.positions(x_t.unsqueeze(1), state.position.unsqueeze(1)).squeeze(1)
         mixers = []
-        for block, past in zip(self.blocks, state.mixers, strict=True):
-            x, past = block.step(x, past, in_place=in_place)  # type: ignore[operator]
+        for step, past in zip(steps, state.mixers, strict=True):
+            x, past = step(x, past)
             mixers.append(past)
         return self.final_norm(x), StackState(tuple(mixers), state.position + 1)
 

@@ -139,13 +139,61 @@ def check_log_decay(
             f"log_decay must have shape (B, H, T) = {tuple(k_shape[:3])} or (B, H, T, K) = "
             f"{tuple(k_shape)}, got {tuple(log_decay.shape)}"
         )
-    if torch.compiler.is_compiling() or log_decay.is_meta:
-        return
     if key_mask is not None:
         hidden = ~key_mask[:, None] if log_decay.dim() == 3 else ~key_mask[:, None, :, None]
         log_decay = log_decay.masked_fill(hidden, 0)
+    _check_at_most_0(log_decay)
+
+
+def check_step_decay(log_decay: Tensor | None, k_shape: torch.Size) -> None:
+    """Require one token's ``log_decay`` to be (B, H) or (B, H, K), and at most 0.
+
+    Raises:
+        TypeError: if it is not floating.
+        ValueError: if it does not fit (NaN included).
+    """
+    if log_decay is None:
+        return
+    if not log_decay.is_floating_point():
+        raise TypeError(f"log_decay must be of a floating dtype, got {log_decay.dtype}")
+    if log_decay.shape not in (k_shape[:2], k_shape):
+        raise ValueError(
+            f"log_decay must have shape (B, H) = {tuple(k_shape[:2])} or (B, H, K) = "
+            f"{tuple(k_shape)}, got {tuple(log_decay.shape)}"
+        )
+    _check_at_most_0(log_decay)
+
+
+def _check_at_most_0(log_decay: Tensor) -> None:
+    if torch.compiler.is_compiling() or log_decay.is_meta:
+        return
     if not (log_decay <= 0).all():
         raise ValueError(f"log_decay must be at most 0, got {log_decay.max().item()}")
+
+
+def check_wide(name: str, x: Tensor, *inputs: Tensor) -> None:
+    """Require a dtype that holds float32 and each of ``inputs``, so that no sum is rounded.
+
+    Raises:
+        TypeError: if ``x`` is narrower.
+    """
+    needed = torch.float32
+    for other in inputs:
+        needed = torch.promote_types(needed, other.dtype)
+    if torch.promote_types(x.dtype, needed) != x.dtype:
+        raise TypeError(f"{name} must be {needed} or wider, got {x.dtype}")
+
+
+def check_same_dtype(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    """Require ``x`` to have the dtype of ``other``, lest it be cast silently.
+
+    Raises:
+        TypeError: if it has another.
+    """
+    if x.dtype != other.dtype:
+        raise TypeError(
+            f"{name} must have the dtype of {other_name} ({other.dtype}), got {x.dtype}"
+        )
 
 
 def check_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
@@ -251,6 +299,29 @@ def check_state_batch(state_batch: int, batch_size: int) -> None:
         )
 
 
+def check_batch_size(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    """Require ``x`` to have as many rows as ``other``.
+
+    Raises:
+        ValueError: if they differ.
+    """
+    if len(x) != len(other):
+        raise ValueError(
+            f"{name} must have the batch size of {other_name} ({len(other)}), got {len(x)}"
+        )
+
+
+def check_rows(name: str, x: Tensor, length: int | None = None) -> None:
+    """Require one sequence of numbers a row, (B, T) or (B, ``length``).
+
+    Raises:
+        ValueError: if the shape is another.
+    """
+    if x.dim() != 2 or length not in (None, x.shape[1]):
+        wanted = "T" if length is None else length
+        raise ValueError(f"{name} must have shape (B, {wanted}), got {tuple(x.shape)}")
+
+
 def check_ids(name: str, ids: Tensor, count: int) -> None:
     """Require whole numbers from 0 to ``count`` - 1, of any shape without an empty axis.
 
@@ -264,6 +335,8 @@ def check_ids(name: str, ids: Tensor, count: int) -> None:
         raise ValueError(f"{name} must have no axis of size 0, got shape {tuple(ids.shape)}")
     if ids.is_meta or torch.compiler.is_compiling():
         return
-    low, high = int(ids.min()), int(ids.max())
+    if ids.dtype == torch.uint8 and count > 255:
+        return  # bytes fit by their dtype, and to look at them would wait for the device
+    low, high = torch.stack(torch.aminmax(ids)).tolist()  # one wait for the device, not two
     if low < 0 or high >= count:
         raise ValueError(f"{name} must lie from 0 to {count - 1}, got {low if low < 0 else high}")

@@ -122,7 +122,9 @@ class Degree2Polynomial:
 
     K (K + 1) / 2 features (the pairs i < j weigh sqrt(2)), so linear attention with it needs fewer
     operations than the quadratic form from about N = K^2 / 2 on, or K^2 if that form skips the
-    masked half: the one place where the paper's condition N > D^2 applies.
+    masked half: the one place where the paper's condition N > D^2 applies. The kernel is never
+    negative, but the products are: where q and k are nearly orthogonal their sum cancels, and
+    rounding may leave a tiny number of either sign where the kernel is 0.
     """
 
     nonnegative = True

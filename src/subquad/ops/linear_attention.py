@@ -4,14 +4,13 @@
 
 over all valid j, or over j <= i (causal). w_ij = 1, or with a ``log_decay`` g <= 0 (causal only)
 w_ij = exp(g_{j+1} + ... + g_i); the whole decay g_1 + ... + g_i applies to an incoming state.
-Where the denominator is exactly 0 the output is 0 and carries no gradient, in every form.
+Where the denominator is exactly 0 the output is 0 and carries no gradient. Features that are never
+negative sum to 0 in every form alike; of others (a polynomial's) rounding may leave a tiny number.
 
 Axes: B batch, H heads, T time (Tq queries, Tk keys), K features, V value size.
 Names: ``phi_q``, ``phi_k`` are mapped already; ``q``, ``k`` are not.
 Source: Katharopoulos et al. 2020, "Transformers are RNNs", equations 4, 5, 9 to 12, 16 to 20.
 """
-
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,32 +23,15 @@ from subquad.ops.checks import (
     check_log_decay,
     check_positive,
     check_qkv,
-    check_same_device,
-    check_shape,
 )
 from subquad.ops.feature_maps import FeatureMap, check_normalize, elu_plus_one, no_autocast
+from subquad.ops.linear_state import LinearState, check_linear_state, empty_past
 from subquad.ops.packing import run_packed
 
 Features = Float[Tensor, "B H T K"]
 Values = Float[Tensor, "B H T V"]
 KeyMask = Bool[Tensor, "B T"]
 LogDecay = Float[Tensor, "B H T"] | Float[Tensor, "B H T K"]
-
-
-class LinearState(NamedTuple):
-    """Sums over the past, in float32 or wider: ``kv`` is the paper's S, ``k_sum`` its Z."""
-
-    kv: Float[Tensor, "B H K V"]
-    k_sum: Float[Tensor, "B H K"]
-
-
-def linear_state(
-    batch_size: int, num_heads: int, num_features: int, value_dim: int, like: Tensor
-) -> LinearState:
-    """Return the empty past, on the device of ``like`` and in its dtype (float32 or wider)."""
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    k_sum = torch.zeros(batch_size, num_heads, num_features, dtype=dtype, device=like.device)
-    return LinearState(k_sum.new_zeros(*k_sum.shape, value_dim), k_sum)
 
 
 def linear_attention(
@@ -140,7 +122,7 @@ def linear_attention_quadratic(
     if state is not None:
         numerator = numerator + (phi_q * into) @ state.kv
         denominator = denominator + (phi_q * into * state.k_sum.unsqueeze(2)).sum(-1)
-    return _output(numerator, denominator, normalize, v.dtype)
+    return finish(numerator, denominator, normalize, v.dtype)
 
 
 def linear_attention_bidirectional(
@@ -167,7 +149,7 @@ def linear_attention_bidirectional(
         phi_q, phi_k, wide_v, _ = _prepare(phi_q, phi_k, v, key_mask, None, False)
         numerator = phi_q @ (phi_k.mT @ wide_v)
         denominator = (phi_q @ phi_k.sum(2).unsqueeze(-1)).squeeze(-1)
-        return _output(numerator, denominator, normalize, v.dtype)
+        return finish(numerator, denominator, normalize, v.dtype)
 
 
 def linear_attention_causal(
@@ -196,11 +178,9 @@ def linear_attention_causal(
 
         decay = [] if log_decay is None else [log_decay]
         return run_packed(attend, cu_seqlens, phi_q, phi_k, v, *decay)
-    batch_size, num_heads, _, num_features = phi_k.shape
-    state = linear_state(batch_size, num_heads, num_features, v.shape[3], like=v)
     return linear_attention_chunked(
-        phi_q, phi_k, v, state, key_mask=key_mask, log_decay=log_decay, normalize=normalize,
-        chunk_size=chunk_size,
+        phi_q, phi_k, v, empty_past(phi_k, v), key_mask=key_mask, log_decay=log_decay,
+        normalize=normalize, chunk_size=chunk_size,
     )[0]  # fmt: skip
 
 
@@ -235,12 +215,13 @@ def linear_attention_chunked(
         The outputs (B, H, T, V) in the dtype of v, and the state after the last token.
 
     Raises:
+        TypeError: if ``state`` is narrower than float32 or than the other tensors.
         ValueError: if ``chunk_size`` is below 1 or a shape does not fit.
     """
     numerator, denominator, state = linear_attention_sums(
         phi_q, phi_k, v, state, key_mask=key_mask, log_decay=log_decay, chunk_size=chunk_size
     )
-    return _output(numerator, denominator, normalize, v.dtype), state
+    return finish(numerator, denominator, normalize, v.dtype), state
 
 
 def linear_attention_sums(
@@ -255,7 +236,7 @@ def linear_attention_sums(
 ) -> tuple[Values, Float[Tensor, "B H T"], LinearState]:
     """Return numerator and denominator apart, for layers that make them of different features."""
     check_qkv(phi_q, phi_k, v, is_causal=True)
-    _check_state(state, phi_k, v)
+    check_linear_state(state, phi_k, v)
     if chunk_size is None:
         decays_by_feature = log_decay is not None and log_decay.dim() == 4
         chunk_size = 16 if decays_by_feature else min(max(32, 2 * phi_k.shape[3]), 128)
@@ -269,60 +250,14 @@ def linear_attention_sums(
     return numerator, denominator, LinearState(kv, k_sum)
 
 
-def linear_attention_step(
-    phi_q: Float[Tensor, "B H K"],
-    phi_k: Float[Tensor, "B H K"],
-    v: Float[Tensor, "B H V"],
-    state: LinearState,
-    *,
-    log_decay: Float[Tensor, "B H"] | Float[Tensor, "B H K"] | None = None,
-    normalize: bool = True,
-) -> tuple[Float[Tensor, "B H V"], LinearState]:
-    """Take one more token (equations 18 to 20): update the state, then read it."""
-    _check_state(state, phi_k, v)
-    with no_autocast(v):
-        wide = [x.to(state.kv.dtype) for x in (phi_q, phi_k, v)]
-        kv, k_sum = state
-        if log_decay is not None:
-            decay = log_decay.to(kv.dtype).exp().reshape(*k_sum.shape[:2], -1)
-            kv, k_sum = kv * decay.unsqueeze(-1), k_sum * decay
-        state = LinearState(kv + wide[1].unsqueeze(-1) * wide[2].unsqueeze(-2), k_sum + wide[1])
-        return read_state(wide[0], state, normalize, v.dtype), state
-
-
-def linear_attention_step_(
-    phi_q: Float[Tensor, "B H K"],
-    phi_k: Float[Tensor, "B H K"],
-    v: Float[Tensor, "B H V"],
-    state: LinearState,
-    *,
-    normalize: bool = True,
-) -> tuple[Float[Tensor, "B H V"], LinearState]:
-    """Take one more token as ``linear_attention_step`` does, overwriting ``state``; no gradient."""
-    _check_state(state, phi_k, v)
-    with no_autocast(v):
-        wide = [x.to(state.kv.dtype) for x in (phi_q, phi_k, v)]
-        state.kv.addcmul_(wide[1].unsqueeze(-1), wide[2].unsqueeze(-2))
-        state.k_sum.add_(wide[1])
-        return read_state(wide[0], state, normalize, v.dtype), state
-
-
-def read_state(
-    phi_q: Float[Tensor, "B H K"], state: LinearState, normalize: bool, dtype: torch.dtype
-) -> Float[Tensor, "B H V"]:
-    """Read the state with one query (equation 20)."""
-    numerator = torch.matmul(phi_q.unsqueeze(-2), state.kv).squeeze(-2)
-    denominator = (phi_q * state.k_sum).sum(-1)
-    return _output(numerator, denominator, normalize, dtype)
-
-
 def quotient(numerator: Float[Tensor, "... V"], denominator: Float[Tensor, "..."]) -> Tensor:
     """Divide; where the denominator is exactly 0 the result is 0 and carries no gradient."""
     zero = (denominator == 0).unsqueeze(-1)
     return (numerator / denominator.unsqueeze(-1).masked_fill(zero, 1)).masked_fill(zero, 0)
 
 
-def _output(numerator: Tensor, denominator: Tensor, normalize: bool, dtype: torch.dtype) -> Tensor:
+def finish(numerator: Tensor, denominator: Tensor, normalize: bool, dtype: torch.dtype) -> Tensor:
+    """Divide if asked to, and round to ``dtype`` last."""
     return (quotient(numerator, denominator) if normalize else numerator).to(dtype)
 
 
@@ -352,11 +287,3 @@ def _broken_queries(q: Tensor, feature_map: FeatureMap) -> Bool[Tensor, "B H Tq 
     """Say whose features are not finite: their gradient of 0 would reach the keys as 0 * NaN."""
     with torch.no_grad():
         return ~feature_map(q).isfinite().all(-1, keepdim=True)
-
-
-def _check_state(state: LinearState, phi_k: Tensor, v: Tensor) -> None:
-    """Check the past against keys (B, H, T, K) and values (B, H, T, V), or one of each."""
-    k_shape = (*phi_k.shape[:2], phi_k.shape[-1])
-    check_shape("state.kv", state.kv, (*k_shape, v.shape[-1]))
-    check_shape("state.k_sum", state.k_sum, k_shape)
-    check_same_device("state.kv", state.kv, phi_k)

@@ -22,6 +22,7 @@ from subquad.ops.checks import (
     check_key_mask,
     check_qkv,
     check_same_device,
+    check_same_dtype,
     check_shape,
 )
 from subquad.ops.packing import run_packed
@@ -150,7 +151,9 @@ def softmax_attention_cached(
     room = cache.k.shape[2]
     check_shape("cache.k", cache.k, (*k.shape[:2], room, k.shape[3]))
     check_shape("cache.v", cache.v, (*v.shape[:2], room, v.shape[3]))
-    check_same_device("cache.k", cache.k, k)
+    for name, buffer, new in (("k", cache.k, k), ("v", cache.v, v)):
+        check_same_device(f"cache.{name}", buffer, k)
+        check_same_dtype(f"cache.{name}", buffer, name, new)
     if cache.length == 0 and key_mask is None and q.shape[2] > 1:
         y = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, dropout_p=dropout_p)
         return y, _extend(k, v, None, cache, in_place)
@@ -185,7 +188,6 @@ def _extend(
 
 
 def _append(old: Tensor, more: Tensor, axis: int, length: int, in_place: bool) -> Tensor:
-    more = more.to(old.dtype)
     if not in_place:
         return torch.cat([old.narrow(axis, 0, length), more], axis)
     needed = length + more.shape[axis]

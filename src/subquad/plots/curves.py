@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from subquad.plots.style import COLORS, CYCLE, MUTED, TEXT, new_figure, plain_axes
+from subquad.plots.style import COLORS, CYCLE, TEXT, new_figure, plain_axes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +37,10 @@ def read_curve(path: Path, label: str) -> Curve:
     return Curve(label=label, train=points["train"], test=points["test"])
 
 
-def learning_curves(
-    curves: Sequence[Curve],
-    *,
-    unit: str,
-    title: str = "",
-    reference: dict[str, float] | None = None,
-    log_scale: bool = False,
-) -> Figure:
+def learning_curves(curves: Sequence[Curve], *, unit: str, log_scale: bool = False) -> Figure:
     """Return two panels side by side: ``unit`` against steps, and against minutes of training.
 
     Faint lines are training losses, strong lines with dots the losses on test data.
-    ``reference`` draws dashed levels, for instance {"paper, linear": 0.644}.
     """
     figure = new_figure(9.0, 3.8)
     panels = figure.subplots(1, 2, sharey=True)
@@ -68,29 +60,16 @@ def learning_curves(
                     markersize=3.5,
                     label=f"{curve.label} (test)",
                 )
-        for name, level in (reference or {}).items():
-            axes.axhline(level, color=MUTED, linestyle="--", linewidth=1.0)
-            axes.annotate(
-                name,
-                (1.0, level),
-                xycoords=("axes fraction", "data"),
-                ha="right",
-                va="bottom",
-                fontsize=8,
-                color=MUTED,
-            )
         plain_axes(axes)
         axes.set_xlabel(xlabel, fontsize=10, color=TEXT)
         axes.set_xlim(left=0)
     if log_scale:
         panels[0].set_yscale("log")
     else:
-        _limit_to_the_curves(figure, curves, reference)
+        _limit_to_the_curves(figure, curves)
     panels[0].set_ylabel(unit, fontsize=10, color=TEXT)
     if any(curve.test for curve in curves):
         panels[1].legend(frameon=False, fontsize=9, labelcolor=TEXT)
-    if title:
-        figure.suptitle(title, fontsize=11, color=TEXT, x=0.01, ha="left")
     return figure
 
 
@@ -98,14 +77,12 @@ def _xy(points: list[tuple[float, float, float]], axis: int) -> tuple[list[float
     return [p[axis] for p in points], [p[2] for p in points]
 
 
-def _limit_to_the_curves(
-    figure: Figure, curves: Sequence[Curve], reference: dict[str, float] | None
-) -> None:
+def _limit_to_the_curves(figure: Figure, curves: Sequence[Curve]) -> None:
     """Cut off the first, very high losses, which would flatten all that follows."""
     values = sorted(p[2] for curve in curves for p in (*curve.train, *curve.test))
     if not values:
         return
-    lowest = min([values[0], *(reference or {}).values()])
+    lowest = values[0]
     upper = max(values[int(0.95 * (len(values) - 1))], lowest + 1e-6)
     margin = 0.08 * (upper - lowest)
     figure.axes[0].set_ylim(lowest - margin, upper + margin)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from subquad.plots.style import MUTED, TEXT, new_figure
+from subquad.plots.style import MUTED, new_figure
 
 Images = NDArray[Any]  # uint8 (N, H, W) or (N, H, W, C) with C of 1 or 3
 
@@ -17,26 +17,19 @@ GROUND = 255  # the paper's white between the tiles
 HIDDEN = np.array([208, 222, 236], np.uint8)  # stands for the pixels that were not given
 
 
-def sample_figure(images: Images, *, title: str = "", columns: int | None = None) -> Figure:
-    """Return the images as one grid, row by row.
-
-    ``columns`` defaults to the squarest grid that is at least as wide as it is high.
-    """
+def sample_figure(images: Images) -> Figure:
+    """Return the images row by row: the squarest grid that is at least as wide as it is high."""
     tiles = _rgb(images, "images")
-    columns = columns or math.ceil(math.sqrt(len(tiles)))
+    columns = math.ceil(math.sqrt(len(tiles)))
     grid = _mosaic(tiles, columns)
     width = min(8.0, max(3.0, 0.62 * columns))
-    figure = new_figure(width, width * grid.shape[0] / grid.shape[1] + (0.4 if title else 0.0))
+    figure = new_figure(width, width * grid.shape[0] / grid.shape[1])
     axes = figure.subplots()
     _show(axes, grid)
-    if title:
-        axes.set_title(title, fontsize=11, color=TEXT, loc="left")
     return figure
 
 
-def completion_figure(
-    originals: Images, completed: Images, *, given_rows: int, title: str = ""
-) -> Figure:
+def completion_figure(originals: Images, completed: Images, *, given_rows: int) -> Figure:
     """Return three labelled rows: what was given, its completion, and the original.
 
     The first ``given_rows`` rows of each original were given; in the top row the rest is tinted.
@@ -55,15 +48,13 @@ def completion_figure(
     given = tiles.copy()
     given[:, given_rows:] = HIDDEN
     height, width = 3 * 0.62, 0.62 * len(tiles)
-    figure = new_figure(width + 1.0, height + 0.2 + (0.35 if title else 0.0))
+    figure = new_figure(width + 1.0, height + 0.2)
     axes = figure.subplots(3, 1)
     for ax, row, label in zip(
         axes, (given, results, tiles), ("given", "completed", "original"), strict=True
     ):
         _show(ax, _mosaic(row, len(row)))
         ax.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10, color=MUTED)
-    if title:
-        axes[0].set_title(title, fontsize=11, color=TEXT, loc="left")
     return figure
 
 

@@ -1,19 +1,27 @@
 """What a training run would cost, from a short look at its first batch; nothing is kept of it.
 
 FLOPs are counted by torch on one sample and multiplied: matrix products only, two FLOPs for a
-multiply-add, forward and backward. Minutes come from timing, so they hold for this machine, as busy
-as it is now. Memory is what training adds to a process that has imported torch.
+multiply-add, forward and backward. Fused attention counts as its products, the masked half of a
+causal one included, and its scores once more in the backward pass, which makes them anew.
+Minutes come from timing, so they hold for this machine, as busy as it is now. Memory is what
+training adds to a process that has imported torch.
 """
 
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 from subquad.tasks.checkpoint import capture, restore
 from subquad.tasks.config import TrainConfig
@@ -58,20 +66,11 @@ def estimate(task: Task, config: TrainConfig) -> Estimate:
     Raises:
         ValueError: if the device cannot do what ``config`` asks for.
     """
-    fabric = build_fabric(config)
     model = task.model
-    was_training = model.training
-    fabric.to_device(model)
-    before = capture(model, build_optimizer(model, config))
-    model.train()
-    try:
+    with _borrowed(task, config) as fabric:
         one = _first(task, fabric, 1)
         saved, flops = _saved_bytes(task, fabric, one), _flops(task, fabric, one)
         seconds = _seconds_per_step(task, config, fabric)
-    finally:
-        model.zero_grad()
-        restore(before, model, build_optimizer(model, config))
-        model.train(was_training)
     weights = sum(v.nbytes for v in model.state_dict().values())
     learned = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     steps = config.max_steps or max(1, int(60 * (config.minutes or 0.0) / seconds))
@@ -86,6 +85,36 @@ def estimate(task: Task, config: TrainConfig) -> Estimate:
         memory_gb=(weights + 3 * learned + saved * config.batch_size) / GIGA,
         disk_gb=(2 * weights + 2 * learned) / GIGA,
     )
+
+
+def seconds_per_step(task: Task, config: TrainConfig) -> float:
+    """Time one update of the weights, the optimiser's step included.
+
+    Whole updates where they are quick, otherwise one sample, multiplied. The model goes to the
+    device that ``config`` names; weights, mode and random state stay as they are.
+
+    Raises:
+        ValueError: if the device cannot do what ``config`` asks for.
+    """
+    with _borrowed(task, config) as fabric:
+        return _seconds_per_step(task, config, fabric)
+
+
+@contextmanager
+def _borrowed(task: Task, config: TrainConfig) -> Iterator[Fabric]:
+    """Put the model on the device in training mode; afterwards everything is as it was."""
+    fabric = build_fabric(config)
+    model = task.model
+    was_training = model.training
+    fabric.to_device(model)
+    before = capture(model, build_optimizer(model, config))
+    model.train()
+    try:
+        yield fabric
+    finally:
+        model.zero_grad()
+        restore(before, model, build_optimizer(model, config))
+        model.train(was_training)
 
 
 def _first(task: Task, fabric: Fabric, samples: int) -> list[Tensor]:
@@ -116,20 +145,38 @@ def _saved_bytes(task: Task, fabric: Fabric, batch: list[Tensor]) -> int:
     return total
 
 
+def _forward_products(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    total: int = sdpa_flop_count(q, k, v)  # type: ignore[no-untyped-call]
+    return total
+
+
+def _backward_products(grad: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    total: int = sdpa_backward_flop_count(grad, q, k, v)  # type: ignore[no-untyped-call]
+    return total
+
+
+# torch counts the fused attention of a GPU, but not that of a CPU: by itself it would find 0 there.
+_CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _forward_products,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward_products,
+}
+
+
 def _flops(task: Task, fabric: Fabric, batch: list[Tensor]) -> int:
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
         fabric.backward(_step(task, fabric, batch))
     total: int = counter.get_total_flops()
     return total
 
 
 def _seconds_per_step(task: Task, config: TrainConfig, fabric: Fabric) -> float:
-    """Time whole updates where they are quick, otherwise one sample and multiply."""
     optimizer: Any = fabric.setup_optimizers(build_optimizer(task.model, config))
     alone = _seconds(task, fabric, _first(task, fabric, 1))
     whole = alone * config.batch_size
     if whole < 2 * TIMED_SECONDS:
         whole = _seconds(task, fabric, _first(task, fabric, config.batch_size))
+    optimizer.step()  # the first one also makes the moments
+    _wait(fabric)
     began = time.perf_counter()
     optimizer.step()
     _wait(fabric)
@@ -139,6 +186,7 @@ def _seconds_per_step(task: Task, config: TrainConfig, fabric: Fabric) -> float:
 def _seconds(task: Task, fabric: Fabric, batch: list[Tensor]) -> float:
     """Return the median seconds of a few forward and backward passes."""
     times: list[float] = []
+    _wait(fabric)
     while len(times) < REPETITIONS and sum(times) < TIMED_SECONDS:
         began = time.perf_counter()
         fabric.backward(_step(task, fabric, batch))

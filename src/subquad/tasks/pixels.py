@@ -74,7 +74,8 @@ class PixelTask:
             "name": "pixels",
             "seed": seed,
             "images": len(train),
-            "checksum": f"{zlib.crc32(np.ascontiguousarray(train).data):08x}",
+            "checksum": _checksum(train),
+            "test_checksum": _checksum(test),
         }
 
     def batch(self, step: int) -> tuple[Tensor, ...]:
@@ -121,6 +122,10 @@ class PixelTask:
             rng = np.random.default_rng((self._seed, number))
             self._order = (number, rng.permutation(len(self._train.images)))
         return self._order[1]
+
+
+def _checksum(images: np.ndarray) -> str:
+    return f"{zlib.crc32(np.ascontiguousarray(images).data):08x}"
 
 
 class _Images:

@@ -5,7 +5,4 @@ import torch
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     """Tensors are tiny here: a second thread would only wait, and on a busy machine for long."""
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
