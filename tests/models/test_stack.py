@@ -11,7 +11,7 @@ from subquad.layers import LinearAttention
 from subquad.models import TransformerDecoder, TransformerEncoder
 from subquad.testing import check_mixer
 
-POSITIONS = ("none", "sinusoidal", "sinusoidal-concat", "learned", "rotary")
+POSITIONS = ("none", "sinusoidal", "sinusoidal-concat", "learned", "rotary", "learned-rotary")
 SIZES = {"num_layers": 2, "num_heads": 2, "d_ff": 12, "max_len": 200}
 
 

@@ -8,7 +8,7 @@ Expected  Bits/dim close to each other. At 14 x 14 = 196 bytes softmax can be th
 Cost      5 minutes, most of which train the two models; --minutes asks for more or less.
 Command   subquad demo
 Differs   4,500 digits of 14 x 14 (2 x 2 means), a model a tenth of the paper's size, AdamW.
-          Rotary positions and pre-norm; initial values differ as in mnist_pixels.
+          Learned and rotary positions, pre-norm; initial values differ as in mnist_pixels.
           Both mixers get one recipe, the same images in the same order, and as many steps.
 """
 
@@ -28,7 +28,7 @@ MODEL = ModelOptions(
     d_ff=384,
     dropout=0.0,
     norm="pre",
-    positions="rotary",
+    positions="learned-rotary",
     activation="gelu",
 )
 TRAINING = TrainOptions(

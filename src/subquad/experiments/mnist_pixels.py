@@ -13,7 +13,7 @@ Differs   Our softmax keeps a KV cache (the paper's Table 4 calls that stateful)
           training images' own histogram, where the released code feeds the true one.
           Our initial values differ at every scale: the output layer begins with narrow logistics
           spread over the byte values, and the embedding of a byte begins with waves of its value.
-          laptop and long take rotary positions, pre-norm, AdamW and bf16 besides.
+          laptop and long take learned and rotary positions, pre-norm, AdamW and bf16 besides.
 """
 
 from dataclasses import replace
@@ -42,7 +42,7 @@ MODELS: dict[Scale, ModelOptions] = {
         d_ff=512,
         dropout=0.0,
         norm="pre",
-        positions="rotary",
+        positions="learned-rotary",
         activation="gelu",
     ),
     "long": ModelOptions(
@@ -52,7 +52,7 @@ MODELS: dict[Scale, ModelOptions] = {
         d_ff=512,
         dropout=0.0,
         norm="pre",
-        positions="rotary",
+        positions="learned-rotary",
         activation="gelu",
     ),
     "paper": ModelOptions(

@@ -12,7 +12,9 @@ from subquad.experiments.spec import MixerName, Scale
 from subquad.tasks.config import Device, Optimizer, Precision, Schedule, TrainConfig
 
 Norm = Literal["pre", "post"]
-Positions = Literal["none", "sinusoidal", "sinusoidal-concat", "learned", "rotary"]
+Positions = Literal[
+    "none", "sinusoidal", "sinusoidal-concat", "learned", "rotary", "learned-rotary"
+]
 ImageData = Literal["embedded-mnist", "mnist", "fashion-mnist", "cifar10"]
 
 

@@ -29,8 +29,10 @@ from subquad.ops.checks import (
     check_tokens,
 )
 
-PositionName = Literal["none", "sinusoidal", "sinusoidal-concat", "learned", "rotary"]
-POSITIONS = ("none", "sinusoidal", "sinusoidal-concat", "learned", "rotary")
+PositionName = Literal[
+    "none", "sinusoidal", "sinusoidal-concat", "learned", "rotary", "learned-rotary"
+]
+POSITIONS = ("none", "sinusoidal", "sinusoidal-concat", "learned", "rotary", "learned-rotary")
 
 
 class StackOptions(TypedDict, total=False):
@@ -73,7 +75,8 @@ class Stack(nn.Module):
         norm: "post" (as the linear transformer's released code) or "pre".
         activation: "relu" or "gelu".
         dropout: share dropped behind each mixer and within each feed-forward network.
-        positions: "none", "sinusoidal" (added), "sinusoidal-concat", "learned" or "rotary".
+        positions: "none", "sinusoidal" (added), "sinusoidal-concat", "learned", "rotary" (in the
+            mixers), or "learned-rotary", both: relative places and absolute ones.
         position_width: width of "sinusoidal-concat", by default D / 2.
         max_len: longest sequence; needed by "learned" only.
         final_norm: a LayerNorm behind the last block.
@@ -111,7 +114,7 @@ class Stack(nn.Module):
         self.positions = encoding
         options: dict[str, Any] = {"head_dim": head_dim, "value_dim": value_dim}
         options = {name: value for name, value in options.items() if value is not None}
-        if positions == "rotary":
+        if "rotary" in positions:
             options["rotary"] = True
         self.blocks = nn.ModuleList(
             Block(
@@ -215,7 +218,7 @@ def position_encoding(
         return SinusoidalConcat(d_model // 2 if width is None else width)
     if name == "sinusoidal":
         return SinusoidalAdd(d_model)
-    if name == "learned":
+    if name in ("learned", "learned-rotary"):
         if max_len is None:
             raise ValueError("max_len must be given with learned positions, got None")
         return LearnedPositions(max_len, d_model)
