@@ -154,6 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         measured = measure(options.child, size, device=options.device)
         sys.stdout.write(json.dumps(asdict(measured)) + "\n")
         return
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)  # before the minutes of measuring
     measurements = [measure_apart(mixer, size, device=options.device) for mixer in options.mixers]
     sys.stdout.write(table(measurements, size) + "\n")
     if options.out is not None:
