@@ -58,16 +58,8 @@ def copy_model(options: CopyOptions) -> DecoderLM:
     return DecoderLM(
         options.num_symbols + 1,
         mixer=options.mixer,
-        d_model=options.model.d_model,
-        num_layers=options.model.num_layers,
-        num_heads=options.model.num_heads,
-        d_ff=options.model.d_ff,
-        dropout=options.model.dropout,
-        norm=options.model.norm,
-        positions=options.model.positions,
-        position_width=options.model.position_width,
-        activation=options.model.activation,
         max_len=options.max_len,
+        **dataclasses.asdict(options.model),
     )
 
 

@@ -25,36 +25,22 @@ from subquad.experiments.spec import Experiment, Json, MixerName, Say, Scale
 
 EPOCH = 60_000  # training images
 
+_SMALL = ModelOptions(
+    num_layers=4,
+    num_heads=2,
+    d_model=128,
+    d_ff=512,
+    dropout=0.0,
+    norm="pre",
+    positions="learned-rotary",
+    activation="gelu",
+)
 MODELS: dict[Scale, ModelOptions] = {
-    "smoke": ModelOptions(
-        num_layers=2,
-        num_heads=2,
-        d_model=32,
-        d_ff=64,
-        dropout=0.0,
-        norm="pre",
-        positions="sinusoidal-concat",
+    "smoke": replace(
+        _SMALL, num_layers=2, d_model=32, d_ff=64, positions="sinusoidal-concat", activation="relu"
     ),
-    "laptop": ModelOptions(
-        num_layers=4,
-        num_heads=2,
-        d_model=128,
-        d_ff=512,
-        dropout=0.0,
-        norm="pre",
-        positions="learned-rotary",
-        activation="gelu",
-    ),
-    "long": ModelOptions(
-        num_layers=6,
-        num_heads=2,
-        d_model=128,
-        d_ff=512,
-        dropout=0.0,
-        norm="pre",
-        positions="learned-rotary",
-        activation="gelu",
-    ),
+    "laptop": _SMALL,
+    "long": replace(_SMALL, num_layers=6),
     "paper": ModelOptions(
         num_layers=8,
         num_heads=8,

@@ -113,15 +113,7 @@ def pixel_model(options: ImageOptions, seq_len: int) -> PixelModel:
         mixer=options.mixer,
         num_mixtures=options.num_mixtures,
         num_classes=CLASSES if options.class_conditional else None,
-        d_model=options.model.d_model,
-        num_layers=options.model.num_layers,
-        num_heads=options.model.num_heads,
-        d_ff=options.model.d_ff,
-        dropout=options.model.dropout,
-        norm=options.model.norm,
-        positions=options.model.positions,
-        position_width=options.model.position_width,
-        activation=options.model.activation,
+        **dataclasses.asdict(options.model),
     )
 
 
