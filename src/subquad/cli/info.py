@@ -49,13 +49,37 @@ def forms() -> dict[str, str]:
     """Say which form of each operator runs here, and why."""
     import torch
 
+    from subquad.kernels.cpu import library
+
     gpu = torch.cuda.is_available()
     where = "CUDA tensors on the GPU, others on the CPU" if gpu else "on the CPU"
+    torch_form = "torch, in chunks when causal"
+    try:
+        has_library = library.why_not() is None
+    except ValueError:  # native_kernels says what SUBQUAD_ISA should be
+        has_library = False
     return {
-        "linear attention": f"torch, in chunks when causal ({where}; this version has no native "
-        "kernel)",
+        "native kernels": native_kernels(),
+        "linear attention": f"C++ for float32 and bfloat16 on the CPU; otherwise {torch_form}"
+        if has_library
+        else f"{torch_form} ({where})",
         "softmax attention": f"torch's scaled_dot_product_attention ({where})",
     }
+
+
+def native_kernels() -> str:
+    """Say which build of the C++ kernels is in use, or why there is none and what is used then."""
+    from subquad.kernels.cpu import library
+
+    try:
+        if (reason := library.why_not()) is not None:
+            return f"none, torch's forms are used instead: {reason}"
+        threads = "torch's OpenMP threads" if library.openmp() else "threads of their own"
+        others = [name for name in library.instruction_sets() if name != library.instruction_set()]
+        also = f"; SUBQUAD_ISA chooses {' or '.join(others)}" if others else ""
+        return f"C++ for {library.instruction_set()}, on {threads}{also}"
+    except ValueError as error:
+        return f"error: {error}"
 
 
 def data_sets() -> dict[str, str]:

@@ -3,37 +3,25 @@
 Source: Katharopoulos et al. 2020; with rotary positions Su et al. 2021, section 3.3.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from subquad.kernels.dispatch import Impl
 from subquad.layers.heads import Heads, RotaryPositions, check_causal, check_step
 from subquad.layers.mixer import CuSeqlens, KeyMask, Token, Tokens
 from subquad.ops.checks import check_positive
 from subquad.ops.feature_maps import FeatureMap, check_normalize, elu_plus_one, no_autocast
-from subquad.ops.linear_attention import (
-    linear_attention_bidirectional,
-    linear_attention_causal,
-    linear_attention_chunked,
-)
-from subquad.ops.linear_attention_step import linear_attention_step, linear_attention_step_
-from subquad.ops.linear_state import linear_state
+from subquad.ops.fused_linear_attention import attend_all, attend_past, take_token_
+from subquad.ops.linear_attention import linear_attention_bidirectional, linear_attention_causal
+from subquad.ops.linear_attention_step import linear_attention_step
+from subquad.ops.linear_state import LinearState, linear_state
 from subquad.ops.rotary_linear_attention import (
     rotary_linear_attention,
-    rotary_linear_attention_chunked,
     rotary_linear_attention_step,
-    rotary_linear_attention_step_,
 )
-
-
-class Mapped(NamedTuple):
-    """Features of queries and keys, and the values."""
-
-    phi_q: Float[Tensor, "B H T M"]
-    phi_k: Float[Tensor, "B H T M"]
-    v: Float[Tensor, "B H T V"]
+from subquad.ops.rotation import Rotation
 
 
 class LinearAttention(nn.Module):
@@ -49,6 +37,7 @@ class LinearAttention(nn.Module):
         rotary: rotate phi(q) and phi(k) by their positions, in the numerator.
         feature_map: phi; a module (``LearnedFeatureMap``) becomes part of the layer.
         normalize: divide by the sum of the weights.
+        impl: where the operator is computed; see ``Impl``.
 
     Raises:
         ValueError: if a number does not fit, or ``normalize`` is asked of a map whose kernel can be
@@ -67,10 +56,12 @@ class LinearAttention(nn.Module):
         rotary: bool = False,
         feature_map: FeatureMap = elu_plus_one,
         normalize: bool = True,
+        impl: Impl = Impl.AUTO,
     ) -> None:
         super().__init__()
         check_normalize(feature_map, normalize)
         self.is_causal, self.normalize, self.feature_map = is_causal, normalize, feature_map
+        self.impl = impl
         self.heads = Heads(d_model, num_heads, head_dim=head_dim, value_dim=value_dim, bias=bias)
         self.num_features = feature_map.num_features(self.heads.head_dim)
         self.rotary_positions = RotaryPositions(self.num_features if rotary else None)
@@ -86,15 +77,12 @@ class LinearAttention(nn.Module):
         rotation, _ = self.rotary_positions.rotation(
             x, None, key_mask=key_mask, cu_seqlens=cu_seqlens
         )
-        masks: Any = {"key_mask": key_mask, "cu_seqlens": cu_seqlens}
-        if rotation is not None:
-            y = rotary_linear_attention(
-                *self._map(x), rotation,
-                is_causal=self.is_causal, normalize=self.normalize, **masks,
-            )  # fmt: skip
-        else:
-            attend = linear_attention_causal if self.is_causal else linear_attention_bidirectional
-            y = attend(*self._map(x), normalize=self.normalize, **masks)
+        if cu_seqlens is not None:
+            return self.heads.merge(self._packed(x, rotation, cu_seqlens))
+        y = attend_all(
+            *self.heads.split(x), feature_map=self.feature_map, rotation=rotation,
+            key_mask=key_mask, normalize=self.normalize, impl=self.impl,
+        )  # fmt: skip
         return self.heads.merge(y)
 
     def init_state(self, batch_size: int) -> Any:
@@ -112,11 +100,28 @@ class LinearAttention(nn.Module):
 
     def step(self, x_t: Token, state: Any) -> tuple[Token, Any]:
         """Mix one more token (B, D); ``state`` stays as it is."""
-        return self._step(x_t, state, linear_attention_step, rotary_linear_attention_step)
+        x, rotation, past = self._enter(x_t, state)
+        q, k, v = self.heads.split(x)
+        with no_autocast(x):
+            phi_q, phi_k = self.feature_map(q).squeeze(2), self.feature_map(k).squeeze(2)
+        v = v.squeeze(2)
+        if rotation is None:
+            y, past = linear_attention_step(phi_q, phi_k, v, past, normalize=self.normalize)
+        else:
+            y, past = rotary_linear_attention_step(
+                phi_q, phi_k, v, rotation, past, normalize=self.normalize
+            )
+        return self._leave(y), self.rotary_positions.advance(past, state, 1)
 
     def step_(self, x_t: Token, state: Any) -> tuple[Token, Any]:
         """Mix one more token (B, D), overwriting ``state``; no gradient."""
-        return self._step(x_t, state, linear_attention_step_, rotary_linear_attention_step_)
+        x, rotation, past = self._enter(x_t, state)
+        q, k, v = self.heads.split(x)
+        y, past = take_token_(
+            q.squeeze(2), k.squeeze(2), v.squeeze(2), past, feature_map=self.feature_map,
+            rotation=rotation, normalize=self.normalize, impl=self.impl,
+        )  # fmt: skip
+        return self._leave(y), self.rotary_positions.advance(past, state, 1)
 
     def _empty(self, batch_size: int) -> Any:
         h, like = self.heads, self.heads.out_proj.weight
@@ -125,31 +130,35 @@ class LinearAttention(nn.Module):
 
     def _go_on(self, x: Tokens, state: Any, key_mask: KeyMask | None) -> tuple[Tokens, Any]:
         rotation, past = self.rotary_positions.rotation(x, state, key_mask=key_mask)
-        options: Any = {"key_mask": key_mask, "normalize": self.normalize}
-        if rotation is None:
-            y, past = linear_attention_chunked(*self._map(x), past, **options)
-        else:
-            y, past = rotary_linear_attention_chunked(*self._map(x), rotation, past, **options)
+        y, past = attend_past(
+            *self.heads.split(x), past, feature_map=self.feature_map, rotation=rotation,
+            key_mask=key_mask, normalize=self.normalize, impl=self.impl,
+        )  # fmt: skip
         return self.heads.merge(y), self.rotary_positions.advance(past, state, x.shape[1], key_mask)
 
-    def _step(
-        self, x_t: Token, state: Any, take: Callable[..., Any], take_rotary: Callable[..., Any]
-    ) -> tuple[Token, Any]:
+    def _enter(self, x_t: Token, state: Any) -> tuple[Tokens, Rotation | None, LinearState]:
         check_causal(self.is_causal, "step")
         x = check_step(x_t, self.heads.d_model)
-        rotation, past = self.rotary_positions.rotation(x, state)
-        token = [a.squeeze(2) for a in self._map(x)]
-        if rotation is None:
-            y, past = take(*token, past, normalize=self.normalize)
-        else:
-            y, past = take_rotary(*token, rotation, past, normalize=self.normalize)
-        y = self.heads.merge(y.unsqueeze(2)).squeeze(1)
-        return y, self.rotary_positions.advance(past, state, 1)
+        return x, *self.rotary_positions.rotation(x, state)
 
-    def _map(self, x: Tokens) -> Mapped:
+    def _leave(self, y: Float[Tensor, "B H V"]) -> Token:
+        return self.heads.merge(y.unsqueeze(2)).squeeze(1)
+
+    def _packed(
+        self, x: Tokens, rotation: Rotation | None, cu_seqlens: CuSeqlens
+    ) -> Float[Tensor, "B H T V"]:
         q, k, v = self.heads.split(x)
         with no_autocast(x):
-            return Mapped(self.feature_map(q), self.feature_map(k), v)
+            phi_q, phi_k = self.feature_map(q), self.feature_map(k)
+        options: Any = {
+            "cu_seqlens": cu_seqlens, "normalize": self.normalize, "impl": self.impl,
+        }  # fmt: skip
+        if rotation is not None:
+            return rotary_linear_attention(
+                phi_q, phi_k, v, rotation, is_causal=self.is_causal, **options
+            )
+        attend = linear_attention_causal if self.is_causal else linear_attention_bidirectional
+        return attend(phi_q, phi_k, v, **options)
 
 
 class LinearCrossAttention(nn.Module):
@@ -166,10 +175,11 @@ class LinearCrossAttention(nn.Module):
         bias: bool = True,
         feature_map: FeatureMap = elu_plus_one,
         normalize: bool = True,
+        impl: Impl = Impl.AUTO,
     ) -> None:
         super().__init__()
         check_normalize(feature_map, normalize)
-        self.feature_map, self.normalize = feature_map, normalize
+        self.feature_map, self.normalize, self.impl = feature_map, normalize, impl
         self.heads = Heads(
             d_model, num_heads, head_dim=head_dim, value_dim=value_dim, bias=bias,
             context_dim=d_model if context_dim is None else context_dim,
@@ -184,10 +194,8 @@ class LinearCrossAttention(nn.Module):
     ) -> Tokens:
         """Mix (B, T, D) with (B, S, C); ``key_mask`` (B, S) hides tokens of the context."""
         context = self.heads.check_cross(x, context, key_mask)
-        q, k, v = self.heads.split_cross(x, context)
-        with no_autocast(x):
-            phi_q, phi_k = self.feature_map(q), self.feature_map(k)
-        y = linear_attention_bidirectional(
-            phi_q, phi_k, v, key_mask=key_mask, normalize=self.normalize
-        )
+        y = attend_all(
+            *self.heads.split_cross(x, context), feature_map=self.feature_map, key_mask=key_mask,
+            normalize=self.normalize, impl=self.impl,
+        )  # fmt: skip
         return self.heads.merge(y)

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from subquad.kernels.dispatch import Impl
 from subquad.ops.causal_sums import causal_sums
 from subquad.ops.checks import (
     check_cu_seqlens,
@@ -24,8 +25,15 @@ from subquad.ops.checks import (
     check_positive,
     check_qkv,
 )
-from subquad.ops.feature_maps import FeatureMap, check_normalize, elu_plus_one, no_autocast
+from subquad.ops.feature_maps import (
+    EluPlusOne,
+    FeatureMap,
+    check_normalize,
+    elu_plus_one,
+    no_autocast,
+)
 from subquad.ops.linear_state import LinearState, check_linear_state, empty_past
+from subquad.ops.native_linear_attention import Request, native_operator, run_native
 from subquad.ops.packing import run_packed
 
 Features = Float[Tensor, "B H T K"]
@@ -45,6 +53,7 @@ def linear_attention(
     feature_map: FeatureMap = elu_plus_one,
     log_decay: LogDecay | None = None,
     normalize: bool = True,
+    impl: Impl = Impl.AUTO,
 ) -> Float[Tensor, "B H Tq V"]:
     """Attend in O(T): map queries and keys, then sum. The layout and words are SDPA's.
 
@@ -60,35 +69,45 @@ def linear_attention(
         feature_map: phi.
         log_decay: (B, H, T) or (B, H, T, K), at most 0; causal only.
         normalize: divide by the sum of the weights.
+        impl: where it is computed; see ``Impl``.
 
     Returns:
         (B, H, Tq, V) in the dtype of v.
 
     Raises:
         TypeError: if a dtype does not fit.
-        ValueError: if a shape, device, mask or option does not fit.
+        ValueError: if a shape, device, mask or option does not fit, or ``impl`` cannot do this.
     """
     check_qkv(q, k, v, is_causal=is_causal or cu_seqlens is not None)
     check_key_mask(key_mask, k, k.shape[0], k.shape[2])
     check_cu_seqlens(cu_seqlens, key_mask, k.shape[0], k.shape[2])
     check_normalize(feature_map, normalize)
+    check_log_decay(log_decay, _features_shape(k, feature_map), key_mask, is_causal=is_causal)
     with no_autocast(q):
         broken = None
         if key_mask is not None:
             k = k.masked_fill(~key_mask[:, None, :, None], 0)
             broken = _broken_queries(q, feature_map)
             q = q.masked_fill(broken, 0)
-        phi_q, phi_k = feature_map(q), feature_map(k)
-        if is_causal:
+        request = Request(q, k, v, log_decay=log_decay, is_causal=is_causal)
+        operator = None
+        if isinstance(feature_map, EluPlusOne) and cu_seqlens is None:
+            operator = native_operator(request, impl)
+        if operator is not None:
+            y, _ = run_native(
+                operator, q, k, v, key_mask=key_mask, log_decay=log_decay, maps_by_elu=True,
+                normalize=normalize, is_causal=is_causal,
+            )  # fmt: skip
+        elif is_causal:
             y = linear_attention_causal(
-                phi_q, phi_k, v, key_mask=key_mask, cu_seqlens=cu_seqlens,
-                log_decay=log_decay, normalize=normalize,
+                feature_map(q), feature_map(k), v, key_mask=key_mask, cu_seqlens=cu_seqlens,
+                log_decay=log_decay, normalize=normalize, impl=impl,
             )  # fmt: skip
         else:
-            check_log_decay(log_decay, phi_k.shape, None, is_causal=False)
             y = linear_attention_bidirectional(
-                phi_q, phi_k, v, key_mask=key_mask, cu_seqlens=cu_seqlens, normalize=normalize
-            )
+                feature_map(q), feature_map(k), v, key_mask=key_mask, cu_seqlens=cu_seqlens,
+                normalize=normalize, impl=impl,
+            )  # fmt: skip
     if key_mask is None or broken is None:
         return y
     sees_a_key = key_mask.cumsum(1) > 0 if is_causal else key_mask.any(1, keepdim=True)
@@ -133,6 +152,7 @@ def linear_attention_bidirectional(
     key_mask: Bool[Tensor, "B Tk"] | None = None,
     cu_seqlens: Int[Tensor, " S_plus_1"] | None = None,
     normalize: bool = True,
+    impl: Impl = Impl.AUTO,
 ) -> Float[Tensor, "B H Tq V"]:
     """Attend to all keys in O((Tq + Tk) K V); Tq need not be Tk (cross-attention)."""
     if cu_seqlens is not None:
@@ -141,10 +161,18 @@ def linear_attention_bidirectional(
 
         def attend(phi_q: Tensor, phi_k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
             return linear_attention_bidirectional(
-                phi_q, phi_k, v, key_mask=mask, normalize=normalize
+                phi_q, phi_k, v, key_mask=mask, normalize=normalize, impl=impl
             )
 
         return run_packed(attend, cu_seqlens, phi_q, phi_k, v)
+    check_qkv(phi_q, phi_k, v, is_causal=False)
+    check_key_mask(key_mask, phi_k, phi_k.shape[0], phi_k.shape[2])
+    operator = native_operator(Request(phi_q, phi_k, v, is_causal=False), impl)
+    if operator is not None:
+        return run_native(
+            operator, phi_q, phi_k, v, key_mask=key_mask, maps_by_elu=False, normalize=normalize,
+            is_causal=False,
+        )[0]  # fmt: skip
     with no_autocast(v):
         phi_q, phi_k, wide_v, _ = _prepare(phi_q, phi_k, v, key_mask, None, False)
         numerator = phi_q @ (phi_k.mT @ wide_v)
@@ -162,6 +190,7 @@ def linear_attention_causal(
     log_decay: LogDecay | None = None,
     normalize: bool = True,
     chunk_size: int | None = None,
+    impl: Impl = Impl.AUTO,
 ) -> Values:
     """Attend to keys j <= i from an empty past; as ``linear_attention_chunked`` without state."""
     check_qkv(phi_q, phi_k, v, is_causal=True)
@@ -173,14 +202,14 @@ def linear_attention_causal(
             *decay, mask = decay_and_mask
             return linear_attention_causal(
                 phi_q, phi_k, v, key_mask=mask, log_decay=decay[0] if decay else None,
-                normalize=normalize, chunk_size=chunk_size,
+                normalize=normalize, chunk_size=chunk_size, impl=impl,
             )  # fmt: skip
 
         decay = [] if log_decay is None else [log_decay]
         return run_packed(attend, cu_seqlens, phi_q, phi_k, v, *decay)
     return linear_attention_chunked(
         phi_q, phi_k, v, empty_past(phi_k, v), key_mask=key_mask, log_decay=log_decay,
-        normalize=normalize, chunk_size=chunk_size,
+        normalize=normalize, chunk_size=chunk_size, impl=impl,
     )[0]  # fmt: skip
 
 
@@ -194,6 +223,7 @@ def linear_attention_chunked(
     log_decay: LogDecay | None = None,
     normalize: bool = True,
     chunk_size: int | None = None,
+    impl: Impl = Impl.AUTO,
 ) -> tuple[Values, LinearState]:
     """Go on from ``state`` over any T >= 1 in O(T (C (K + V) + K V)), memory O(T (K + V)).
 
@@ -209,15 +239,25 @@ def linear_attention_chunked(
         log_decay: (B, H, T) or (B, H, T, K), at most 0.
         normalize: divide by the sum of the weights.
         chunk_size: tokens done at once, by default 2 K kept within 32 to 128
-            (16 with a decay a feature, whose memory grows with its square).
+            (16 with a decay a feature, whose memory grows with its square). Of the torch form
+            alone, which AUTO takes if a size is given.
+        impl: where it is computed; see ``Impl``.
 
     Returns:
         The outputs (B, H, T, V) in the dtype of v, and the state after the last token.
 
     Raises:
         TypeError: if ``state`` is narrower than float32 or than the other tensors.
-        ValueError: if ``chunk_size`` is below 1 or a shape does not fit.
+        ValueError: if ``chunk_size`` is below 1, a shape does not fit or ``impl`` cannot do this.
     """
+    _check_chunked(phi_q, phi_k, v, state, key_mask, log_decay, chunk_size)
+    request = Request(phi_q, phi_k, v, state, log_decay, chunk_size)
+    operator = native_operator(request, impl)
+    if operator is not None:
+        return run_native(
+            operator, phi_q, phi_k, v, state, key_mask=key_mask, log_decay=log_decay,
+            maps_by_elu=False, normalize=normalize,
+        )  # fmt: skip
     numerator, denominator, state = linear_attention_sums(
         phi_q, phi_k, v, state, key_mask=key_mask, log_decay=log_decay, chunk_size=chunk_size
     )
@@ -235,12 +275,10 @@ def linear_attention_sums(
     chunk_size: int | None = None,
 ) -> tuple[Values, Float[Tensor, "B H T"], LinearState]:
     """Return numerator and denominator apart, for layers that make them of different features."""
-    check_qkv(phi_q, phi_k, v, is_causal=True)
-    check_linear_state(state, phi_k, v)
+    _check_chunked(phi_q, phi_k, v, state, key_mask, log_decay, chunk_size)
     if chunk_size is None:
         decays_by_feature = log_decay is not None and log_decay.dim() == 4
         chunk_size = 16 if decays_by_feature else min(max(32, 2 * phi_k.shape[3]), 128)
-    check_positive("chunk_size", chunk_size)
     with no_autocast(v):
         q, k, wide_v, g = _prepare(phi_q, phi_k, v, key_mask, log_decay, True)
         flat = [x.to(state.kv.dtype).flatten(0, 1) for x in (q, k, wide_v, *state)]
@@ -259,6 +297,27 @@ def quotient(numerator: Float[Tensor, "... V"], denominator: Float[Tensor, "..."
 def finish(numerator: Tensor, denominator: Tensor, normalize: bool, dtype: torch.dtype) -> Tensor:
     """Divide if asked to, and round to ``dtype`` last."""
     return (quotient(numerator, denominator) if normalize else numerator).to(dtype)
+
+
+def _check_chunked(
+    phi_q: Tensor,
+    phi_k: Tensor,
+    v: Tensor,
+    state: LinearState,
+    key_mask: Tensor | None,
+    log_decay: Tensor | None,
+    chunk_size: int | None,
+) -> None:
+    check_qkv(phi_q, phi_k, v, is_causal=True)
+    check_linear_state(state, phi_k, v)
+    check_key_mask(key_mask, phi_k, phi_k.shape[0], phi_k.shape[2])
+    check_log_decay(log_decay, phi_k.shape, key_mask, is_causal=True)
+    if chunk_size is not None:
+        check_positive("chunk_size", chunk_size)
+
+
+def _features_shape(k: Tensor, feature_map: FeatureMap) -> torch.Size:
+    return torch.Size([*k.shape[:3], feature_map.num_features(k.shape[3])])
 
 
 def _prepare(

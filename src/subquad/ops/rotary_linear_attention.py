@@ -14,10 +14,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from subquad.kernels.dispatch import Impl
 from subquad.ops.checks import (
     check_cu_seqlens,
     check_divisible,
     check_key_mask,
+    check_positive,
     check_qkv,
     check_shape,
 )
@@ -28,6 +30,7 @@ from subquad.ops.linear_attention import (
     linear_attention_sums,
 )
 from subquad.ops.linear_state import LinearState, check_linear_state, empty_past
+from subquad.ops.native_linear_attention import Request, native_operator, run_native
 from subquad.ops.packing import run_packed
 from subquad.ops.rotation import Rotation
 
@@ -46,6 +49,7 @@ def rotary_linear_attention(
     key_mask: KeyMask | None = None,
     cu_seqlens: Int[Tensor, " S_plus_1"] | None = None,
     normalize: bool = True,
+    impl: Impl = Impl.AUTO,
 ) -> Values:
     """Attend in O(T), from an empty past.
 
@@ -58,16 +62,24 @@ def rotary_linear_attention(
         key_mask: (B, T) bool, True = keep.
         cu_seqlens: borders 0, ..., T of sequences packed into a batch of 1.
         normalize: divide by the sum of the weights.
+        impl: where it is computed; see ``Impl``.
 
     Returns:
         (B, H, T, V) in the dtype of v.
 
     Raises:
         TypeError: if a dtype does not fit.
-        ValueError: if a shape, device or mask does not fit.
+        ValueError: if a shape, device or mask does not fit, or ``impl`` cannot do this.
     """
     _check(phi_q, phi_k, v, rotation, key_mask)
     check_cu_seqlens(cu_seqlens, key_mask, phi_k.shape[0], phi_k.shape[2])
+    if cu_seqlens is None:
+        operator = native_operator(Request(phi_q, phi_k, v, is_causal=is_causal), impl)
+        if operator is not None:
+            return run_native(
+                operator, phi_q, phi_k, v, rotation=rotation, key_mask=key_mask,
+                maps_by_elu=False, normalize=normalize, is_causal=is_causal,
+            )[0]  # fmt: skip
     form = _causal if is_causal else _bidirectional
 
     def attend(q: Tensor, k: Tensor, rq: Tensor, rk: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -117,6 +129,7 @@ def rotary_linear_attention_chunked(
     key_mask: KeyMask | None = None,
     normalize: bool = True,
     chunk_size: int | None = None,
+    impl: Impl = Impl.AUTO,
 ) -> tuple[Values, LinearState]:
     """Go on causally from ``state`` over any T >= 1; arguments as ``linear_attention_chunked``.
 
@@ -125,6 +138,15 @@ def rotary_linear_attention_chunked(
         ValueError: if ``chunk_size`` is below 1 or a shape does not fit.
     """
     _check(phi_q, phi_k, v, rotation, key_mask)
+    check_linear_state(state, phi_k, v)
+    if chunk_size is not None:
+        check_positive("chunk_size", chunk_size)
+    operator = native_operator(Request(phi_q, phi_k, v, state, chunk_size=chunk_size), impl)
+    if operator is not None:
+        return run_native(
+            operator, phi_q, phi_k, v, state, rotation=rotation, key_mask=key_mask,
+            maps_by_elu=False, normalize=normalize,
+        )  # fmt: skip
     with no_autocast(v):
         return _go_on(
             phi_q, phi_k, rotation(phi_q), rotation(phi_k), v, state,
@@ -227,18 +249,23 @@ def _check(
 ) -> None:
     check_qkv(phi_q, phi_k, v, is_causal=True)
     check_key_mask(key_mask, phi_k, phi_k.shape[0], phi_k.shape[2])
-    _check_rotation(rotation, phi_k.shape[0], phi_k.shape[2], phi_k.shape[3])
+    check_rotation(rotation, phi_k.shape[0], phi_k.shape[2], phi_k.shape[3])
 
 
 def _check_step(
     phi_q: Tensor, phi_k: Tensor, v: Tensor, rotation: Rotation, state: LinearState
 ) -> None:
     check_shape("phi_q", phi_q, phi_k.shape)
-    _check_rotation(rotation, len(phi_k), 1, phi_k.shape[-1])
+    check_rotation(rotation, len(phi_k), 1, phi_k.shape[-1])
     check_linear_state(state, phi_k, v)
 
 
-def _check_rotation(rotation: Rotation, batch_size: int, seq_len: int, num_features: int) -> None:
+def check_rotation(rotation: Rotation, batch_size: int, seq_len: int, num_features: int) -> None:
+    """Require cosines and sines of (batch_size, seq_len) positions for ``num_features`` features.
+
+    Raises:
+        ValueError: if a shape does not fit or ``num_features`` is odd.
+    """
     check_divisible("phi_k's number of features", num_features, 2)
     for name, x in (("rotation.cos", rotation.cos), ("rotation.sin", rotation.sin)):
         check_shape(name, x, (batch_size, seq_len, num_features // 2))

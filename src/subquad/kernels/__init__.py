@@ -1,0 +1,1 @@
+"""Native forms of single hot operators. They know nothing of ``nn.Module``."""

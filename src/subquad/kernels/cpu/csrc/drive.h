@@ -1,0 +1,189 @@
+// Forward and backward of a whole call: heads over threads, and time too where heads are few.
+#pragma once
+
+#include "backward.h"
+#include "team.h"
+
+SUBQUAD_BEGIN
+
+// Time cut into ``count`` stretches of ``length`` tokens, which is a multiple of CHUNK.
+struct Segments {
+    int64_t count, length, time;
+
+    Segments(int64_t time_, int64_t count_) : time(time_) {
+        length = ((time + count_ - 1) / count_ + CHUNK - 1) / CHUNK * CHUNK;
+        count = (time + length - 1) / length;
+    }
+    int64_t begin(int64_t s) const { return s * length; }
+    int64_t end(int64_t s) const { return smaller(time, (s + 1) * length); }
+};
+
+// How many stretches: one unless the heads leave more than a third of the threads idle, for a
+// second pass over the keys costs about that much.
+inline int64_t stretches(const subquad_linear& c) {
+    const int64_t heads = c.batch * c.heads, rounds = (heads + c.threads - 1) / c.threads;
+    if (3 * heads >= 2 * rounds * c.threads || !c.parallel) return 1;
+    return (c.threads + heads - 1) / heads;
+}
+
+// States at the borders of stretches: slot s of a head stands before stretch s, and one more behind
+// the last. Each with the decay since the slot before.
+class Borders {
+  public:
+    Borders(int64_t heads, int64_t slots, int64_t kv, int64_t k)
+        : slots_(slots), kv_(kv), size_(kv + k + LANES),
+          memory_(static_cast<float*>(std::calloc(size_t(heads * slots * size_), sizeof(float)))) {}
+    ~Borders() { std::free(memory_); }
+    Borders(const Borders&) = delete;
+    Borders& operator=(const Borders&) = delete;
+
+    bool ok() const { return memory_ != nullptr; }
+    State at(int64_t head, int64_t s) const {
+        float* kv = memory_ + (head * slots_ + s) * size_;
+        return {kv, kv + kv_};
+    }
+    float& decay(int64_t head, int64_t s) const {
+        return memory_[(head * slots_ + s + 1) * size_ - LANES];
+    }
+    // Add the slot ``from``, decayed by what lies between, to slot ``to``.
+    void carry(int64_t head, int64_t from, int64_t to) const {
+        const State a = at(head, from), b = at(head, to);
+        for (int64_t j = 0; j < size_ - LANES; j++) b.kv[j] += decay(head, to) * a.kv[j];
+    }
+
+  private:
+    int64_t slots_, kv_, size_;
+    float* memory_;
+};
+
+// Between contiguous (rows, columns) and rows of ``width`` floats, transposed on request.
+inline void unpack(const float* from, int64_t rows, int64_t columns, int64_t width, float* to,
+                   bool is_turned = false) {
+    if (!from) return;
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < columns; j++)
+            to[is_turned ? j * width + i : i * width + j] = from[i * columns + j];
+}
+
+inline void pack(const float* from, int64_t rows, int64_t columns, int64_t width, float* to) {
+    if (!to) return;
+    for (int64_t i = 0; i < rows; i++)
+        std::memcpy(to + i * columns, from + i * width, size_t(columns) * sizeof(float));
+}
+
+inline const float* of_head(const float* x, int64_t head, int64_t size) {
+    return x ? x + head * size : nullptr;
+}
+inline float* of_head(float* x, int64_t head, int64_t size) { return x ? x + head * size : nullptr; }
+
+inline int drive_forward(const subquad_linear& c) {
+    const int64_t heads = c.batch * c.heads, kw = padded(c.k), vw = padded(c.v);
+    const Segments keys(c.key_time, stretches(c)), queries(c.time, stretches(c));
+    const int64_t n = keys.count, last = c.is_causal ? n - 1 : n;
+    Borders states(heads, n + 1, c.k * vw, kw);
+    if (!states.ok()) return SUBQUAD_OUT_OF_MEMORY;
+    bool done = share_out<Forward>(c, heads * last, [&](Forward& forward, int64_t unit) {
+        const int64_t head = unit / last, s = unit % last;
+        states.decay(head, s + 1) =
+            forward.sums(head, keys.begin(s), keys.end(s), states.at(head, s + 1));
+    });
+    for (int64_t head = 0; head < heads; head++) {
+        const State start = states.at(head, 0);
+        unpack(of_head(c.kv_in, head, c.k * c.v), c.k, c.v, vw, start.kv);
+        unpack(of_head(c.k_sum_in, head, c.k), 1, c.k, kw, start.k_sum);
+        for (int64_t s = 0; s < last; s++) states.carry(head, s, s + 1);
+    }
+    done = done &&
+           share_out<Forward>(c, heads * queries.count, [&](Forward& forward, int64_t unit) {
+               const int64_t head = unit / queries.count, s = unit % queries.count;
+               forward.outputs(head, queries.begin(s), queries.end(s),
+                               states.at(head, c.is_causal ? s : n));
+           });
+    for (int64_t head = 0; head < heads; head++) {
+        const State end = states.at(head, last);
+        pack(end.kv, c.k, c.v, vw, of_head(c.kv_out, head, c.k * c.v));
+        pack(end.k_sum, 1, c.k, kw, of_head(c.k_sum_out, head, c.k));
+    }
+    return done ? SUBQUAD_DONE : SUBQUAD_OUT_OF_MEMORY;
+}
+
+// From its terms per token to the decay's gradient: the sum over later tokens, and what flows out
+// through the state behind the last one.
+inline void finish_grad_decay(const subquad_linear& c, int64_t head, State end) {
+    const float* grad_kv = of_head(c.grad_kv_out, head, c.k * c.v);
+    const float* grad_k_sum = of_head(c.grad_k_sum_out, head, c.k);
+    double flow = 0;
+    for (int64_t i = 0; i < c.k; i++) {
+        if (grad_kv)
+            for (int64_t j = 0; j < c.v; j++)
+                flow += double(grad_kv[i * c.v + j]) * end.kv[j * padded(c.k) + i];
+        if (grad_k_sum) flow += double(grad_k_sum[i]) * end.k_sum[i];
+    }
+    const Reader reader(c);
+    float* terms = c.grad_log_decay + head * c.time;
+    for (int64_t t = c.time - 1; t >= 0; t--) {
+        flow += terms[t];
+        terms[t] = reader.is_hidden(head, t) ? 0 : float(flow);
+    }
+}
+
+inline int drive_backward(const subquad_linear& c) {
+    const int64_t heads = c.batch * c.heads, kw = padded(c.k), vw = padded(c.v);
+    const Segments keys(c.key_time, stretches(c)), queries(c.time, stretches(c));
+    const int64_t n = keys.count, m = queries.count, skip = c.is_causal ? 1 : 0;
+    // Slot s of ``later`` stands behind query stretch m - 1 - s: both run the way of their sums.
+    Borders states(heads, n + 1, c.v * kw, kw), later(heads, m + 1, kw * vw, kw);
+    if (!states.ok() || !later.ok()) return SUBQUAD_OUT_OF_MEMORY;
+    const int64_t key_units = heads * (n - skip), query_units = heads * (m - skip);
+    bool done = share_out<Backward>(
+        c, key_units + query_units, [&](Backward& backward, int64_t unit) {
+            if (unit < key_units) {
+                const int64_t head = unit / (n - skip), s = unit % (n - skip);
+                states.decay(head, s + 1) =
+                    backward.key_sums(head, keys.begin(s), keys.end(s), states.at(head, s + 1));
+            } else {
+                unit -= key_units;
+                const int64_t head = unit / (m - skip), s = unit % (m - skip), from = m - 1 - s;
+                later.decay(head, s + 1) = backward.query_sums(
+                    head, queries.begin(from), queries.end(from), later.at(head, s + 1));
+            }
+        });
+    for (int64_t head = 0; head < heads; head++) {
+        const State start = states.at(head, 0), end = later.at(head, 0);
+        unpack(of_head(c.kv_in, head, c.k * c.v), c.k, c.v, kw, start.kv, true);
+        unpack(of_head(c.k_sum_in, head, c.k), 1, c.k, kw, start.k_sum);
+        unpack(of_head(c.grad_kv_out, head, c.k * c.v), c.k, c.v, vw, end.kv);
+        unpack(of_head(c.grad_k_sum_out, head, c.k), 1, c.k, kw, end.k_sum);
+        for (int64_t s = 0; s < n - skip; s++) states.carry(head, s, s + 1);
+        for (int64_t s = 0; s < m - skip; s++) later.carry(head, s, s + 1);
+    }
+    auto do_queries = [&](Backward& backward, int64_t unit) {
+        const int64_t head = unit / m, s = unit % m;
+        backward.queries(head, queries.begin(s), queries.end(s),
+                         states.at(head, c.is_causal ? s : n));
+    };
+    auto do_keys = [&](Backward& backward, int64_t unit) {
+        const int64_t head = unit / n, s = unit % n;
+        backward.keys(head, keys.begin(s), keys.end(s),
+                      later.at(head, c.is_causal ? n - 1 - s : m));
+    };
+    // Queries before keys: both write to the decay's gradient, in this order.
+    if (n == 1 && m == 1) {
+        done = done && share_out<Backward>(c, heads, [&](Backward& backward, int64_t head) {
+            do_queries(backward, head);
+            do_keys(backward, head);  // what they share may still be in the cache
+        });
+    } else {
+        done = done && share_out<Backward>(c, heads * m, do_queries) &&
+               share_out<Backward>(c, heads * n, do_keys);
+    }
+    for (int64_t head = 0; head < heads; head++) {
+        const State start = later.at(head, c.is_causal ? m - 1 : m);
+        pack(start.kv, c.k, c.v, vw, of_head(c.grad_kv_in, head, c.k * c.v));
+        pack(start.k_sum, 1, c.k, kw, of_head(c.grad_k_sum_in, head, c.k));
+        if (c.grad_log_decay) finish_grad_decay(c, head, states.at(head, n - 1));
+    }
+    return done ? SUBQUAD_DONE : SUBQUAD_OUT_OF_MEMORY;
+}
+
+SUBQUAD_END

@@ -1,0 +1,142 @@
+// Forward: outputs of a stretch of one head, chunk by chunk, from a state that goes along.
+#pragma once
+
+#include "chunk.h"
+
+SUBQUAD_BEGIN
+
+// Sums over the past in padded rows: kv (K, width of V), k_sum (width of K).
+struct State {
+    float *kv, *k_sum;
+};
+
+class Forward {
+  public:
+    explicit Forward(const subquad_linear& call)
+        : r_(call), c_(call), kw_(r_.kw), vw_(r_.vw),
+          scratch_(size_t(CHUNK) * (5 * kw_ + 2 * vw_ + CHUNK + LANES) + 2 * kw_),
+          q_(scratch_.take(CHUNK * kw_)),
+          turned_q_(r_.rotates() ? scratch_.take(CHUNK * kw_) : q_),
+          k_(scratch_.take(CHUNK * kw_)),
+          turned_k_(r_.rotates() ? scratch_.take(CHUNK * kw_) : k_),
+          kt_(scratch_.take(size_t(kw_) * CHUNK)), v_(scratch_.take(CHUNK * vw_)),
+          out_(scratch_.take(CHUNK * vw_)), scores_(scratch_.take(CHUNK * CHUNK)),
+          partial_(scratch_.take(CHUNK * LANES)), local_(scratch_.take(kw_)),
+          seen_(scratch_.take(kw_)) {}
+
+    bool ok() const { return scratch_.ok(); }
+
+    // Outputs of queries [begin, end). Where causal, their keys are added to the state on the way.
+    void outputs(int64_t head, int64_t begin, int64_t end, State state) {
+        for (int64_t t = begin; t < end; t += CHUNK) {
+            const int rows = int(smaller(CHUNK, end - t));
+            r_.features(c_.q, false, head, t, rows, q_, turned_q_);
+            product<false>(rows, vw_, int(c_.k), {turned_q_, kw_, 1}, state.kv, vw_, out_, vw_);
+            if (c_.is_causal) {
+                load_keys(head, t, rows);
+                add_own_chunk(rows);
+            }
+            denominators(rows, state);
+            finish(head, t, rows);
+            if (c_.is_causal) update(rows, state);
+        }
+    }
+
+    // Add the keys [begin, end) to the state; returns the decay over all of them.
+    float sums(int64_t head, int64_t begin, int64_t end, State state) {
+        float total = 1;
+        for (int64_t t = begin; t < end; t += CHUNK) {
+            const int rows = int(smaller(CHUNK, end - t));
+            load_keys(head, t, rows);
+            update(rows, state);
+            if (r_.decays()) total *= decay_.total(rows);
+        }
+        return total;
+    }
+
+  private:
+    void load_keys(int64_t head, int64_t t, int rows) {
+        r_.features(c_.key, true, head, t, rows, k_, turned_k_);
+        r_.values(c_.value, true, head, t, rows, v_);
+        if (r_.decays()) r_.decay(head, t, rows, decay_);
+    }
+
+    void add_own_chunk(int rows) {
+        const int columns = padded(rows);
+        transpose(turned_k_, kw_, columns, kw_, kt_, CHUNK);
+        product<false>(rows, columns, int(c_.k), {turned_q_, kw_, 1}, kt_, CHUNK, scores_, CHUNK,
+                       Part::COLUMNS_TO_ROW);
+        keep_past(scores_, rows, columns, r_.decays() ? &decay_ : nullptr);
+        if (r_.decays())
+            for (int i = 0; i < rows; i++) scale(out_ + i * vw_, decay_.into[i], vw_);
+        product<true>(rows, vw_, rows, {scores_, CHUNK, 1}, v_, vw_, out_, vw_,
+                      Part::DEPTH_TO_ROW);
+    }
+
+    // Into denominator_. The chunk's own keys are summed apart from the past, whose sum may be so
+    // large that adding one key to it would round the key away.
+    void denominators(int rows, State state) {
+        fill_zero(local_, kw_);
+        for (int i = 0; i < rows; i++) {
+            const float* seen = state.k_sum;
+            if (c_.is_causal) {
+                const vf step = splat(r_.decays() ? decay_.step[i] : 1);
+                const vf into = splat(r_.decays() ? decay_.into[i] : 1);
+                for (int j = 0; j < kw_; j += LANES) {
+                    const vf own = load(local_ + j) * step + load(k_ + i * kw_ + j);
+                    store(local_ + j, own);
+                    store(seen_ + j, load(state.k_sum + j) * into + own);
+                }
+                seen = seen_;
+            }
+            store(partial_ + i * LANES, dot(q_ + i * kw_, seen, kw_));
+        }
+        fill_zero(partial_ + rows * LANES, int64_t(padded(rows) - rows) * LANES);
+        sum_lanes(partial_, padded(rows), denominator_);
+    }
+
+    // Divide (by a factor: a division for each number would take a sixth of the time) and write; a row whose denominator is exactly 0 becomes 0.
+    void finish(int64_t head, int64_t t, int rows) {
+        std::memcpy(c_.denominator + head * c_.time + t, denominator_, size_t(rows) * 4);
+        for (int i = 0; i < rows; i++) {
+            float* row = out_ + i * vw_;
+            if (c_.is_normalized) {
+                const float d = denominator_[i];
+                if (d == 0)
+                    fill_zero(row, vw_);
+                else
+                    scale(row, 1 / d, vw_);
+            }
+            store_row(c_.out.data, c_.is_v_bf16, offset(c_.out, c_.heads, head, t + i), int(c_.v),
+                      row);
+        }
+    }
+
+    void update(int rows, State state) {
+        add_rows(state.k_sum, k_, rows);
+        if (r_.decays())
+            for (int j = 0; j < rows; j++) scale(turned_k_ + j * kw_, decay_.out(rows, j), kw_);
+        if (r_.decays()) scale(state.kv, decay_.total(rows), c_.k * vw_);
+        product<true>(int(c_.k), vw_, rows, {turned_k_, 1, kw_}, v_, vw_, state.kv, vw_);
+    }
+
+    void add_rows(float* k_sum, const float* rows_of_k, int rows) {
+        fill_zero(local_, kw_);
+        for (int j = 0; j < rows; j++) {
+            if (r_.decays()) scale(local_, decay_.step[j], kw_);
+            add_scaled(local_, rows_of_k + j * kw_, 1, kw_);
+        }
+        if (r_.decays()) scale(k_sum, decay_.total(rows), kw_);
+        add_scaled(k_sum, local_, 1, kw_);
+    }
+
+    const Reader r_;
+    const subquad_linear& c_;
+    const int kw_, vw_;
+    Scratch scratch_;
+    float *q_, *turned_q_, *k_, *turned_k_, *kt_, *v_, *out_, *scores_, *partial_, *local_, *seen_;
+    alignas(64) float denominator_[CHUNK];
+    Decay decay_;
+};
+
+SUBQUAD_END

@@ -1,0 +1,11 @@
+// Every entry point of kernels.cpp, one line each: F(name, structure that it takes).
+#pragma once
+
+#include "linear_attention.h"
+#include "probe.h"
+
+#define SUBQUAD_FUNCTIONS(F)              \
+    F(probe, subquad_probe)               \
+    F(linear_forward, subquad_linear)     \
+    F(linear_backward, subquad_linear)    \
+    F(linear_step, subquad_linear_step)

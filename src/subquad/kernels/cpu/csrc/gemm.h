@@ -1,0 +1,114 @@
+// Small matrix products out of the nearest cache, on row-major buffers whose rows are padded.
+#pragma once
+
+#include "simd.h"
+
+SUBQUAD_BEGIN
+
+// What a is: element (i, l) stands at a[i * row + l * column].
+struct Left {
+    const float* a;
+    int64_t row, column;
+};
+
+// Registers hold M x N accumulators, N vectors of b and one broadcast of a.
+template <int M, int N, bool ADD>
+SUBQUAD_INLINE void tile(Left left, const float* b, int64_t b_stride, int depth, float* c,
+                         int64_t c_stride) {
+    vf sum[M][N];
+#pragma GCC unroll 16
+    for (int i = 0; i < M; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < N; j++) sum[i][j] = ADD ? load(c + i * c_stride + j * LANES) : vf{};
+    const float* a = left.a;
+    for (int l = 0; l < depth; l++, a += left.column, b += b_stride) {
+        vf right[N];
+#pragma GCC unroll 4
+        for (int j = 0; j < N; j++) right[j] = load(b + j * LANES);
+#pragma GCC unroll 16
+        for (int i = 0; i < M; i++) {
+            const vf x = splat(a[i * left.row]);
+#pragma GCC unroll 4
+            for (int j = 0; j < N; j++) sum[i][j] += x * right[j];
+        }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < M; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < N; j++) store(c + i * c_stride + j * LANES, sum[i][j]);
+}
+
+// Rows of a tile of N vectors: enough products in flight to hide their latency, few enough to stay
+// in the registers.
+template <int N>
+constexpr int tile_rows() {
+#if SUBQUAD_LANES == 16
+    return N == 4 ? 6 : N == 3 ? 8 : 12;
+#elif defined(__AVX2__)
+    return N == 2 ? 6 : 8;
+#else
+    return N == 2 ? 4 : 8;
+#endif
+}
+
+#if SUBQUAD_LANES == 16
+constexpr int VECTORS = 4;
+#else
+constexpr int VECTORS = 2;
+#endif
+
+// Which part of a product is wanted or not 0; l runs over the depth.
+enum class Part {
+    WHOLE,
+    DEPTH_TO_ROW,    // a is 0 for l > i
+    DEPTH_FROM_ROW,  // a is 0 for l < i
+    COLUMNS_TO_ROW,  // columns j <= i alone are wanted (and come in whole vectors)
+};
+
+template <int M, int N, bool ADD>
+SUBQUAD_INLINE void tile_at(int i, int depth, Left left, const float* b, int64_t b_stride, float* c,
+                            int64_t c_stride, Part part) {
+    const int first = part == Part::DEPTH_FROM_ROW ? i : 0;
+    const int last = part == Part::DEPTH_TO_ROW && i + M < depth ? i + M : depth;
+    tile<M, N, ADD>({left.a + i * left.row + first * left.column, left.row, left.column},
+                    b + first * b_stride, b_stride, last - first, c + i * c_stride, c_stride);
+}
+
+// All rows of N vectors of columns, from column j on.
+template <int N, bool ADD>
+inline void columns_of_tiles(int rows, int j, int depth, Left left, const float* b,
+                             int64_t b_stride, float* c, int64_t c_stride, Part part) {
+    constexpr int M = tile_rows<N>();
+    int i = part == Part::COLUMNS_TO_ROW ? j / M * M : 0;  // rows above see none of these columns
+    b += j;
+    c += j;
+    for (; i + M <= rows; i += M) tile_at<M, N, ADD>(i, depth, left, b, b_stride, c, c_stride, part);
+    if (M > 4)
+        for (; i + 4 <= rows; i += 4) tile_at<4, N, ADD>(i, depth, left, b, b_stride, c, c_stride, part);
+    for (; i + 2 <= rows; i += 2) tile_at<2, N, ADD>(i, depth, left, b, b_stride, c, c_stride, part);
+    for (; i < rows; i++) tile_at<1, N, ADD>(i, depth, left, b, b_stride, c, c_stride, part);
+}
+
+// c (rows x columns) = or += a (rows x depth) b (depth x columns); columns is a multiple of LANES.
+// Only whole blocks of what ``part`` leaves out are skipped: a must hold its zeros all the same.
+template <bool ADD>
+inline void product(int rows, int columns, int depth, Left left, const float* b, int64_t b_stride,
+                    float* c, int64_t c_stride, Part part = Part::WHOLE) {
+    // Narrow columns of tiles let COLUMNS_TO_ROW leave out more.
+    const int widest = part == Part::COLUMNS_TO_ROW && VECTORS > 2 ? 2 : VECTORS;
+    for (int j = 0; j < columns;) {
+        int vectors = (columns - j) / LANES;
+        if (vectors > widest) vectors = widest;
+        switch (vectors) {
+            case 1: columns_of_tiles<1, ADD>(rows, j, depth, left, b, b_stride, c, c_stride, part); break;
+            case 2: columns_of_tiles<2, ADD>(rows, j, depth, left, b, b_stride, c, c_stride, part); break;
+#if SUBQUAD_LANES == 16
+            case 3: columns_of_tiles<3, ADD>(rows, j, depth, left, b, b_stride, c, c_stride, part); break;
+            default: columns_of_tiles<4, ADD>(rows, j, depth, left, b, b_stride, c, c_stride, part);
+#endif
+        }
+        j += vectors * LANES;
+    }
+}
+
+SUBQUAD_END

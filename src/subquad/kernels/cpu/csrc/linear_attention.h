@@ -1,0 +1,55 @@
+// What one call needs to know, in plain C types: the Python side fills this through ctypes.
+#pragma once
+
+#include <cstdint>
+
+extern "C" {
+
+// A tensor (B, H, T, last) by strides in elements. The last axis has stride 1; a tensor without
+// heads has head stride 0. data is null where the tensor is not given.
+struct subquad_tensor {
+    void* data;
+    int64_t batch, head, time;
+};
+
+// Causal and bidirectional linear attention, forward and backward; see ops/linear_attention.py for
+// the mathematics. Everything is float32 but where said otherwise.
+struct subquad_linear {
+    int64_t batch, heads, k, v;
+    int64_t time, key_time;  // of queries and of keys; one number where causal
+    int32_t is_qk_bf16;     // q, key and their gradients
+    int32_t is_v_bf16;      // value, out and their gradients
+    int32_t is_elu;         // map q and key by elu + 1; else they are mapped already
+    int32_t is_normalized;  // divide by the denominator
+    int32_t is_causal;
+    int32_t threads;
+    // Runs fn(argument) on each of a team of so many threads: GOMP_parallel of the OpenMP runtime
+    // that torch brought, so that no second one is started. Null: the caller's thread alone.
+    void (*parallel)(void (*fn)(void*), void* argument, unsigned threads, unsigned flags);
+
+    subquad_tensor q, key, value, out;
+    subquad_tensor log_decay;  // (B, H, T)
+    subquad_tensor key_mask;   // (B, T) bytes, 0 = hidden
+    subquad_tensor cos, sin;   // (B, T, K / 2)
+    float* denominator;        // (B, H, T), contiguous
+    const float *kv_in, *k_sum_in;  // (B, H, K, V) and (B, H, K), contiguous; null: zeros
+    float *kv_out, *k_sum_out;
+
+    // Backward alone.
+    subquad_tensor grad_out, grad_q, grad_key, grad_value;
+    float* grad_log_decay;                      // (B, H, T), contiguous; null: not wanted
+    const float *grad_kv_out, *grad_k_sum_out;  // null: zeros
+    float *grad_kv_in, *grad_k_sum_in;          // null: not wanted
+};
+
+// One token: q and key (B, H, K), value and out (B, H, V) as tensors whose time stride is not used; cos and sin
+// (B, K / 2). kv and k_sum are contiguous, and "out" may be the same memory as "in".
+struct subquad_linear_step {
+    int64_t batch, heads, k, v;
+    int32_t is_qk_bf16, is_v_bf16, is_elu, is_normalized, threads;
+    void (*parallel)(void (*fn)(void*), void* argument, unsigned threads, unsigned flags);
+    subquad_tensor q, key, value, out, log_decay, cos, sin;  // log_decay (B, H)
+    const float *kv_in, *k_sum_in;
+    float *kv_out, *k_sum_out;
+};
+}

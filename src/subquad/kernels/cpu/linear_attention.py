@@ -1,0 +1,259 @@
+"""Linear attention in C++ on CPU tensors: what ctypes needs, and nothing that differentiates.
+
+float32 or bf16 in, sums in float32. Axes: B batch, H heads, T time, K features, V value size.
+The mathematics: ``ops/linear_attention.py``. The kernels: ``csrc/drive.h`` and ``csrc/step.h``.
+"""
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from subquad.kernels.cpu import library
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+_FLOATS = ctypes.c_void_p
+
+
+class _Tensor(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("batch", ctypes.c_int64),
+        ("head", ctypes.c_int64),
+        ("time", ctypes.c_int64),
+    )
+
+
+_PARALLEL = ("parallel", ctypes.c_void_p)
+
+
+class _Linear(ctypes.Structure):
+    """``subquad_linear`` of csrc/linear_attention.h; the two change together."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "heads", "k", "v", "time", "key_time")),
+        *(
+            (name, ctypes.c_int32)
+            for name in (
+                "is_qk_bf16", "is_v_bf16", "is_elu", "is_normalized", "is_causal", "threads",
+            )
+        ),
+        _PARALLEL,
+        *(
+            (name, _Tensor)
+            for name in ("q", "key", "value", "out", "log_decay", "key_mask", "cos", "sin")
+        ),
+        *((name, _FLOATS) for name in ("denominator", "kv_in", "k_sum_in", "kv_out", "k_sum_out")),
+        *((name, _Tensor) for name in ("grad_out", "grad_q", "grad_key", "grad_value")),
+        *(
+            (name, _FLOATS)
+            for name in (
+                "grad_log_decay", "grad_kv_out", "grad_k_sum_out", "grad_kv_in", "grad_k_sum_in",
+            )
+        ),
+    )  # fmt: skip
+
+
+class _Step(ctypes.Structure):
+    """``subquad_linear_step`` of csrc/linear_attention.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "heads", "k", "v")),
+        *(
+            (name, ctypes.c_int32)
+            for name in ("is_qk_bf16", "is_v_bf16", "is_elu", "is_normalized", "threads")
+        ),
+        _PARALLEL,
+        *(
+            (name, _Tensor)
+            for name in ("q", "key", "value", "out", "log_decay", "cos", "sin")
+        ),
+        *((name, _FLOATS) for name in ("kv_in", "k_sum_in", "kv_out", "k_sum_out")),
+    )  # fmt: skip
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    key_mask: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    kv: Tensor | None,
+    k_sum: Tensor | None,
+    is_elu: bool,
+    is_normalized: bool,
+    is_causal: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return out (B, H, Tq, V), denominator (B, H, Tq), and the state behind: kv and k_sum."""
+    keep: list[Tensor] = []
+    call = _inputs(keep, q, k, v, log_decay, key_mask, cos, sin, kv, k_sum)
+    call.is_elu, call.is_normalized, call.is_causal = is_elu, is_normalized, is_causal
+    out, denominator, kv_out, k_sum_out = outputs(q, k, v)
+    call.out, call.denominator = _by_head(out), denominator.data_ptr()
+    call.kv_out, call.k_sum_out = kv_out.data_ptr(), k_sum_out.data_ptr()
+    if q.numel():
+        library.call("linear_forward", call)
+    return out, denominator, kv_out, k_sum_out
+
+
+def backward(
+    grad_out: Tensor,
+    grad_kv: Tensor | None,
+    grad_k_sum: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    denominator: Tensor,
+    log_decay: Tensor | None,
+    key_mask: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    kv: Tensor | None,
+    k_sum: Tensor | None,
+    is_elu: bool,
+    is_normalized: bool,
+    is_causal: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of q, k, v, log_decay, kv and k_sum; None where there is no input."""
+    keep: list[Tensor] = []
+    call = _inputs(keep, q, k, v, log_decay, key_mask, cos, sin, kv, k_sum)
+    call.is_elu, call.is_normalized, call.is_causal = is_elu, is_normalized, is_causal
+    call.out, call.grad_out = _by_head(_rows(keep, out)), _by_head(_rows(keep, grad_out))
+    call.denominator = denominator.data_ptr()
+    call.grad_kv_out = _pointer(keep, grad_kv)
+    call.grad_k_sum_out = _pointer(keep, grad_k_sum)
+    grad_q, grad_k, grad_v = empty_rows(q), empty_rows(k), empty_rows(v)
+    call.grad_q, call.grad_key, call.grad_value = map(_by_head, (grad_q, grad_k, grad_v))
+    grad_decay = None if log_decay is None else torch.zeros_like(denominator)
+    grad_state = [
+        None if x is None else torch.zeros_like(x, memory_format=torch.contiguous_format)
+        for x in (kv, k_sum)
+    ]
+    call.grad_log_decay = _pointer(keep, grad_decay)
+    call.grad_kv_in, call.grad_k_sum_in = (_pointer(keep, x) for x in grad_state)
+    if q.numel():
+        library.call("linear_backward", call)
+    return grad_q, grad_k, grad_v, grad_decay, grad_state[0], grad_state[1]
+
+
+def step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    kv: Tensor,
+    k_sum: Tensor,
+    kv_out: Tensor,
+    k_sum_out: Tensor,
+    is_elu: bool,
+    is_normalized: bool,
+) -> Tensor:
+    """Take one token (B, H, K), (B, H, V): write the state behind it, which may be the one before.
+
+    The four state tensors are contiguous float32. Returns the output (B, H, V).
+    """
+    keep: list[Tensor] = []
+    call = _Step()
+    call.batch, call.heads, call.k, call.v = *q.shape, v.shape[-1]
+    call.is_qk_bf16, call.is_v_bf16 = q.dtype == torch.bfloat16, v.dtype == torch.bfloat16
+    call.is_elu, call.is_normalized = is_elu, is_normalized
+    # Below some 100,000 numbers of state, waking a second thread costs more than it does.
+    call.threads = library.usable_threads() if kv.numel() > 100_000 else 1
+    call.parallel = library.parallel()
+    out = v.new_empty(v.shape)
+    for name, x in (("q", q), ("key", k), ("value", v), ("out", out)):
+        setattr(call, name, _token(_rows(keep, x)))
+    if log_decay is not None:
+        call.log_decay = _Tensor(log_decay.data_ptr(), *log_decay.stride(), 0)
+    if cos is not None and sin is not None:
+        for name, x in (("cos", cos), ("sin", sin)):
+            x = _rows(keep, x.float())
+            setattr(call, name, _Tensor(x.data_ptr(), x.stride(0), 0, 0))
+    call.kv_in, call.k_sum_in = kv.data_ptr(), k_sum.data_ptr()
+    call.kv_out, call.k_sum_out = kv_out.data_ptr(), k_sum_out.data_ptr()
+    if q.numel():
+        library.call("linear_step", call)
+    return out
+
+
+def outputs(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return empty tensors for what ``forward`` gives."""
+    batch, heads, time, features = q.shape
+    out = v.new_empty(batch, time, heads, v.shape[3]).transpose(1, 2)  # ready to be merged
+    denominator = q.new_empty(batch, heads, time, dtype=torch.float32)
+    kv = q.new_empty(batch, heads, features, v.shape[3], dtype=torch.float32)
+    return out, denominator, kv, q.new_empty(batch, heads, features, dtype=torch.float32)
+
+
+def empty_rows(x: Tensor) -> Tensor:
+    """Return an empty tensor like x (B, H, T, W), laid out as projections are: (B, T, H, W)."""
+    return x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2)
+
+
+def _inputs(
+    keep: list[Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    key_mask: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    kv: Tensor | None,
+    k_sum: Tensor | None,
+) -> Any:
+    """Fill in what forward and backward share; ``keep`` holds copies as long as they are needed."""
+    call: Any = _Linear()
+    call.batch, call.heads, call.time, call.k = q.shape
+    call.key_time, call.v = k.shape[2], v.shape[3]
+    call.is_qk_bf16, call.is_v_bf16 = q.dtype == torch.bfloat16, v.dtype == torch.bfloat16
+    # A tiny call is done before a second thread is awake.
+    work = q.numel() * (v.shape[3] + 64)
+    call.threads = library.usable_threads() if work > 2_000_000 else 1
+    call.parallel = library.parallel()
+    call.q, call.key, call.value = (_by_head(_rows(keep, x)) for x in (q, k, v))
+    if log_decay is not None:
+        log_decay = log_decay.float()
+        keep.append(log_decay)
+        call.log_decay = _Tensor(log_decay.data_ptr(), *log_decay.stride())
+    if key_mask is not None:
+        call.key_mask = _Tensor(key_mask.data_ptr(), key_mask.stride(0), 0, key_mask.stride(1))
+    if cos is not None and sin is not None:
+        call.cos, call.sin = (_over_heads(_rows(keep, x.float())) for x in (cos, sin))
+    call.kv_in, call.k_sum_in = _pointer(keep, kv), _pointer(keep, k_sum)
+    return call
+
+
+def _rows(keep: list[Tensor], x: Tensor) -> Tensor:
+    """Return x with rows that lie in one piece: itself, or a copy."""
+    if x.stride(-1) != 1 and x.shape[-1] != 1:
+        x = x.contiguous()
+    keep.append(x)
+    return x
+
+
+def _pointer(keep: list[Tensor], x: Tensor | None) -> int | None:
+    if x is None:
+        return None
+    x = x.contiguous()
+    keep.append(x)
+    return x.data_ptr()
+
+
+def _by_head(x: Tensor) -> _Tensor:
+    return _Tensor(x.data_ptr(), x.stride(0), x.stride(1), x.stride(2))
+
+
+def _over_heads(x: Tensor) -> _Tensor:
+    return _Tensor(x.data_ptr(), x.stride(0), 0, x.stride(1))
+
+
+def _token(x: Tensor) -> _Tensor:
+    return _Tensor(x.data_ptr(), x.stride(0), x.stride(1), 0)

@@ -1,0 +1,185 @@
+"""The native forms of linear attention as operators of torch: compiled, differentiated, faked.
+
+Each is one call to torch.compile, which keeps it whole. Gradients of gradients are not there.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from subquad.kernels.cpu import linear_attention as cpu
+from subquad.kernels.dispatch import Impl
+from subquad.kernels.triton import linear_attention as triton
+
+_INPUTS = (
+    "Tensor q, Tensor k, Tensor v, Tensor? log_decay, Tensor? key_mask, Tensor? cos, Tensor? sin, "
+    "Tensor? kv, Tensor? k_sum, bool is_elu, bool is_normalized, bool is_causal"
+)
+
+_library: Any = torch.library.Library("subquad", "DEF")  # type: ignore[no-untyped-call]
+
+
+def _define(
+    name: str, forward: Callable[..., Any], backward: Callable[..., Any], by_token: bool
+) -> Any:
+    """Make ``subquad::name`` of a forward and a backward that take exactly ``_INPUTS``.
+
+    ``by_token``: their results lie in memory as (B, T, H, W), else as (B, H, T, W).
+    """
+    _library.define(f"{name}({_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)")
+    _library.define(
+        f"{name}_backward(Tensor grad_out, Tensor? grad_kv, Tensor? grad_k_sum, "
+        "Tensor q, Tensor k, Tensor v, Tensor out, Tensor denominator, Tensor? log_decay, "
+        "Tensor? key_mask, Tensor? cos, Tensor? sin, Tensor? kv, Tensor? k_sum, bool is_elu, "
+        "bool is_normalized, bool is_causal) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    )
+    qualified = f"subquad::{name}"
+    run_backward = getattr(torch.ops.subquad, f"{name}_backward")
+
+    def whole_backward(*arguments: Any) -> tuple[Tensor, ...]:
+        # An operator's outputs cannot be None, so what is not there is an empty tensor.
+        grads = backward(*arguments)
+        return tuple(grads[0].new_empty(0) if x is None else x for x in grads)
+
+    def set_up(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *tensors, ctx.is_elu, ctx.is_normalized, ctx.is_causal = inputs
+        ctx.save_for_backward(*tensors, output[0], output[1])
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+
+    def differentiate(ctx: Any, grad_out: Tensor | None, _: Any, *grad_state: Any) -> Any:
+        *tensors, out, denominator = ctx.saved_tensors
+        q, k, v, log_decay, key_mask, cos, sin, kv, k_sum = tensors
+        if grad_out is None:
+            grad_out = torch.zeros_like(out)
+        grads = run_backward(
+            grad_out, *grad_state, q, k, v, out, denominator, log_decay, key_mask, cos, sin,
+            kv, k_sum, ctx.is_elu, ctx.is_normalized, ctx.is_causal,
+        )  # fmt: skip
+        grad_q, grad_k, grad_v, grad_decay, grad_kv, grad_k_sum = grads
+        grad_decay = None if log_decay is None else grad_decay.to(log_decay.dtype)
+        grad_state = None if kv is None else grad_kv, None if k_sum is None else grad_k_sum
+        return grad_q, grad_k, grad_v, grad_decay, None, None, None, *grad_state, None, None, None
+
+    _library.impl(name, forward, "CompositeExplicitAutograd")
+    _library.impl(f"{name}_backward", whole_backward, "CompositeExplicitAutograd")
+    fake = _Fake(by_token)
+    torch.library.register_fake(qualified, fake.forward, lib=_library)
+    torch.library.register_fake(f"{qualified}_backward", fake.backward, lib=_library)
+    torch.library.register_autograd(qualified, differentiate, setup_context=set_up, lib=_library)
+    return getattr(torch.ops.subquad, name).default
+
+
+class _Fake:
+    """Shapes, dtypes and strides of what an operator gives, for torch.compile."""
+
+    def __init__(self, by_token: bool) -> None:
+        self.by_token = by_token
+
+    def rows(self, x: Tensor, width: int) -> Tensor:
+        batch, heads, time = x.shape[:3]
+        if self.by_token:
+            return x.new_empty(batch, time, heads, width).transpose(1, 2)
+        return x.new_empty(batch, heads, time, width)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, ...]:
+        batch, heads, time, features = q.shape
+        wide = q.new_empty(0, dtype=torch.float32)
+        out = self.rows(q, v.shape[3]).to(v.dtype)
+        state = wide.new_empty(batch, heads, features, v.shape[3])
+        return out, wide.new_empty(batch, heads, time), state, state.new_empty(state.shape[:3])
+
+    def backward(
+        self,
+        grad_out: Tensor,
+        grad_kv: Tensor | None,
+        grad_k_sum: Tensor | None,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        denominator: Tensor,
+        log_decay: Tensor | None,
+        key_mask: Tensor | None,
+        cos: Tensor | None,
+        sin: Tensor | None,
+        kv: Tensor | None,
+        k_sum: Tensor | None,
+        *_: Any,
+    ) -> tuple[Tensor, ...]:
+        nothing = q.new_empty(0)
+        return (
+            *(self.rows(x, x.shape[3]) for x in (q, k, v)),
+            nothing if log_decay is None else torch.empty_like(denominator),
+            *(nothing if x is None else x.new_empty(x.shape) for x in (kv, k_sum)),
+        )
+
+
+def _triton_forward(*inputs: Any) -> tuple[Tensor, ...]:
+    *arguments, is_causal = inputs
+    assert is_causal
+    return triton.forward(*arguments)
+
+
+def _triton_backward(*inputs: Any) -> tuple[Tensor | None, ...]:
+    *arguments, is_causal = inputs
+    assert is_causal
+    return triton.backward(*arguments)
+
+
+def _define_step(name: str, step: Callable[..., Tensor]) -> Any:
+    """Make ``subquad::name``, one token in place; it has no gradient."""
+    _library.define(
+        f"{name}(Tensor q, Tensor k, Tensor v, Tensor? log_decay, Tensor? cos, Tensor? sin, "
+        "Tensor(a!) kv, Tensor(b!) k_sum, bool is_elu, bool is_normalized) -> Tensor"
+    )
+    _library.impl(name, step, "CompositeExplicitAutograd")
+    torch.library.register_fake(
+        f"subquad::{name}", lambda q, k, v, *_: v.new_empty(v.shape), lib=_library
+    )
+    return getattr(torch.ops.subquad, name).default
+
+
+def _step_cpu(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    kv: Tensor,
+    k_sum: Tensor,
+    is_elu: bool,
+    is_normalized: bool,
+) -> Tensor:
+    return cpu.step(q, k, v, log_decay, cos, sin, kv, k_sum, kv, k_sum, is_elu, is_normalized)
+
+
+def _step_triton(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    kv: Tensor,
+    k_sum: Tensor,
+    is_elu: bool,
+    is_normalized: bool,
+) -> Tensor:
+    assert log_decay is None
+    return triton.step_(q, k, v, kv, k_sum, cos, sin, is_elu, is_normalized)
+
+
+OPERATORS = {
+    Impl.CPU: _define("linear_attention_cpu", cpu.forward, cpu.backward, by_token=True),
+    Impl.TRITON: _define(
+        "linear_attention_triton", _triton_forward, _triton_backward, by_token=False
+    ),
+}
+STEP_OPERATORS = {
+    Impl.CPU: _define_step("linear_attention_step_cpu_", _step_cpu),
+    Impl.TRITON: _define_step("linear_attention_step_triton_", _step_triton),
+}

@@ -1,0 +1,165 @@
+"""Kernels that carry states over segments of the time axis, and the gradient of denominators.
+
+A segment is what one program walks over. ``segment_sums`` and ``scan_segments`` give each its
+incoming state; with one segment a head neither runs. Names are as in ``_walk_kernels``.
+"""
+
+from typing import no_type_check
+
+import triton
+import triton.language as tl
+
+from subquad.kernels.triton._pieces import (
+    clear_broken,
+    features,
+    log_decays,
+    product,
+    rotate,
+    rows,
+    seen,
+)
+
+
+@triton.jit
+@no_type_check
+def segment_sums(  # noqa: C901 (each branch is chosen at compile time)
+    x, y, log_decay, key_mask, cos, sin, denominator, grad_denominator,
+    kv_sums, k_sums, exponents,
+    xb, xh, xt, xk, yb, yh, yt, yv,
+    num_heads, seq_len, num_segments, segment, num_features, value_dim,
+    IS_REVERSE: tl.constexpr, IS_ELU: tl.constexpr, IS_NORMALIZED: tl.constexpr,
+    HAS_DECAY: tl.constexpr, HAS_MASK: tl.constexpr, HAS_ROTATION: tl.constexpr,
+    CHUNK: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    NARROW: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Sum a segment's Rphi(x) y^T, weighed by the decays up to its end (or from its start).
+
+    Forward x, y are keys and values and k_sums sums phi(k). In reverse they are queries and
+    gradients of outputs, and k_sums sums phi(q) times the gradient of the denominator.
+    """
+    pid = tl.program_id(0).to(tl.int64)
+    n, s = pid // num_segments, pid % num_segments
+    b, h = n // num_heads, n % num_heads
+    v_blocks = tl.cdiv(value_dim, BV)
+    k0 = (tl.program_id(1) // v_blocks) * BK
+    v0 = (tl.program_id(1) % v_blocks) * BV
+    kk, vv, order = k0 + tl.arange(0, BK), v0 + tl.arange(0, BV), tl.arange(0, CHUNK)
+    pp = k0 // 2 + tl.arange(0, BK // 2)
+    x += b * xb + h * xh
+    y += b * yb + h * yh
+    pairs = num_features // 2
+    if HAS_DECAY:
+        log_decay += n * seq_len
+    if HAS_MASK:
+        key_mask += b * seq_len
+    if HAS_ROTATION:
+        cos += b * seq_len * pairs
+        sin += b * seq_len * pairs
+    if IS_REVERSE and IS_NORMALIZED:
+        denominator += n * seq_len
+        grad_denominator += n * seq_len
+
+    kv = tl.zeros((BK, BV), tl.float32)
+    k_sum = tl.zeros((BK,), tl.float32)
+    exponent = tl.zeros((1,), tl.float32)
+    begin = s.to(tl.int32) * segment
+    chunks = tl.cdiv(tl.minimum(segment, seq_len - begin), CHUNK)
+    for index in range(0, chunks):
+        start = begin + index * CHUNK
+        if IS_REVERSE:
+            start = begin + (chunks - 1 - index) * CHUNK
+        t = start + order
+        inside = t < seq_len
+        visible = seen(key_mask, t, seq_len, HAS_MASK)
+        width = (kk < num_features)[None, :]
+        phi = rows(x, t, kk, xt, xk, seq_len, num_features)
+        values = rows(y, t, vv, yt, yv, seq_len, value_dim)
+        if IS_REVERSE:
+            phi = clear_broken(phi, t, visible, seq_len, HAS_MASK)
+            phi = features(phi, inside[:, None] & width, IS_ELU)
+        else:
+            phi = features(phi, visible[:, None] & width, IS_ELU)
+            values = tl.where(visible[:, None], values, 0.0)
+        to_sum = phi
+        if IS_REVERSE:
+            if IS_NORMALIZED:
+                d = tl.load(denominator + t, mask=inside, other=0.0)
+                values = values * tl.where(d == 0.0, 0.0, 1.0 / tl.where(d == 0.0, 1.0, d))[:, None]
+                to_sum = phi * tl.load(grad_denominator + t, mask=inside, other=0.0)[:, None]
+            else:
+                to_sum = tl.zeros((CHUNK, BK), tl.float32)
+        if HAS_ROTATION:
+            c = rows(cos, t, pp, pairs, 1, seq_len, pairs)
+            r = rows(sin, t, pp, pairs, 1, seq_len, pairs)
+            phi = rotate(phi, c, r, False, CHUNK, BK)
+        if HAS_DECAY:
+            g = log_decays(log_decay, t, visible, HAS_DECAY, CHUNK)
+            if IS_REVERSE:
+                weight = tl.exp(tl.cumsum(g, axis=0))
+            else:
+                # The next token's, from the end back: the sum of all that follow in the chunk.
+                later = seen(key_mask, t + 1, seq_len, HAS_MASK) & (order < CHUNK - 1)
+                g_next = log_decays(log_decay, t + 1, later, HAS_DECAY, CHUNK)
+                weight = tl.exp(tl.cumsum(g_next, axis=0, reverse=True))
+            phi = phi * weight[:, None]
+            to_sum = to_sum * weight[:, None]
+            whole = tl.sum(g, axis=0)
+            exponent += whole
+            kv = kv * tl.exp(whole)
+            k_sum = k_sum * tl.exp(whole)
+        kv += product(tl.trans(phi), values, NARROW, PRECISION)
+        k_sum += tl.sum(to_sum, axis=0)
+
+    tile = kk.to(tl.int64)[:, None] * value_dim + vv[None, :]
+    fits = (kk < num_features)[:, None] & (vv < value_dim)[None, :]
+    tl.store(kv_sums + pid * num_features * value_dim + tile, kv, mask=fits)
+    if v0 == 0:
+        tl.store(k_sums + pid * num_features + kk, k_sum, mask=kk < num_features)
+    if HAS_DECAY:
+        if tl.program_id(1) == 0:
+            tl.store(exponents + pid, tl.sum(exponent, axis=0))
+
+
+@triton.jit
+@no_type_check
+def scan_segments(
+    sums, exponents, incoming, num_segments, size,
+    IS_REVERSE: tl.constexpr, HAS_DECAY: tl.constexpr, HAS_STATE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Put in place of each segment's sum the state that comes in (from the end, if reverse)."""
+    n = tl.program_id(0).to(tl.int64)
+    offsets = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = offsets < size
+    state = tl.zeros((BLOCK,), tl.float32)
+    if HAS_STATE:
+        state = tl.load(incoming + n * size + offsets, mask=inside, other=0.0)
+    for index in range(0, num_segments):
+        s = index
+        if IS_REVERSE:
+            s = num_segments - 1 - index
+        place = sums + (n * num_segments + s) * size + offsets
+        added = tl.load(place, mask=inside, other=0.0)
+        tl.store(place, state, mask=inside)
+        if HAS_DECAY:
+            state = state * tl.exp(tl.load(exponents + n * num_segments + s))
+        state += added
+
+
+@triton.jit
+@no_type_check
+def denominator_gradients(
+    grad_out, out, denominator, grad_denominator,
+    gb, gh, gt, gv, ob, oh, ot, ov, num_heads, seq_len, value_dim,
+    ROWS: tl.constexpr, BV: tl.constexpr,
+):  # fmt: skip
+    """Store -<grad_out, out> / denominator of each token, 0 where the denominator is 0."""
+    n = tl.program_id(0).to(tl.int64)
+    b, h = n // num_heads, n % num_heads
+    t, vv = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.arange(0, BV)
+    g = rows(grad_out + b * gb + h * gh, t, vv, gt, gv, seq_len, value_dim)
+    y = rows(out + b * ob + h * oh, t, vv, ot, ov, seq_len, value_dim)
+    d = tl.load(denominator + n * seq_len + t, mask=t < seq_len, other=0.0)
+    zero = d == 0.0
+    value = tl.where(zero, 0.0, -tl.sum(g * y, axis=1) / tl.where(zero, 1.0, d))
+    tl.store(grad_denominator + n * seq_len + t, value, mask=t < seq_len)

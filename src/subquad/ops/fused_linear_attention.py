@@ -1,0 +1,129 @@
+"""Linear attention from queries and keys that are not mapped yet, as layers have them.
+
+Where a native form takes the call and the map is elu + 1, the kernel maps on the way and the
+features never reach memory; else the map comes first and one of the forms on features follows.
+
+Axes: B batch, H heads, T time, D head width, V value size.
+Source: Katharopoulos et al. 2020, "Transformers are RNNs", equations 7 to 12 and 16 to 20.
+"""
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from subquad.kernels.dispatch import Impl
+from subquad.ops.checks import check_key_mask, check_qkv, check_same_device, check_shape
+from subquad.ops.feature_maps import EluPlusOne, FeatureMap, no_autocast
+from subquad.ops.linear_attention import linear_attention_bidirectional, linear_attention_chunked
+from subquad.ops.linear_attention_step import linear_attention_step_
+from subquad.ops.linear_state import LinearState, check_linear_state
+from subquad.ops.native_linear_attention import Request, native_operator, native_step, run_native
+from subquad.ops.rotary_linear_attention import (
+    check_rotation,
+    rotary_linear_attention,
+    rotary_linear_attention_chunked,
+    rotary_linear_attention_step_,
+)
+from subquad.ops.rotation import Rotation
+
+
+def attend_all(
+    q: Float[Tensor, "B H Tq D"],
+    k: Float[Tensor, "B H Tk D"],
+    v: Float[Tensor, "B H Tk V"],
+    *,
+    feature_map: FeatureMap,
+    rotation: Rotation | None = None,
+    key_mask: Bool[Tensor, "B Tk"] | None = None,
+    normalize: bool = True,
+    impl: Impl = Impl.AUTO,
+) -> Float[Tensor, "B H Tq V"]:
+    """Attend to all keys; with a ``rotation`` Tq = Tk. Errors as ``linear_attention``."""
+    check_qkv(q, k, v, is_causal=rotation is not None)
+    check_key_mask(key_mask, k, k.shape[0], k.shape[2])
+    if rotation is not None:
+        check_rotation(rotation, k.shape[0], k.shape[2], feature_map.num_features(k.shape[3]))
+    operator = None
+    if isinstance(feature_map, EluPlusOne):
+        operator = native_operator(Request(q, k, v, is_causal=False), impl)
+    if operator is not None:
+        return run_native(
+            operator, q, k, v, rotation=rotation, key_mask=key_mask, maps_by_elu=True,
+            normalize=normalize, is_causal=False,
+        )[0]  # fmt: skip
+    with no_autocast(v):
+        phi_q, phi_k = feature_map(q), feature_map(k)
+    if rotation is None:
+        return linear_attention_bidirectional(
+            phi_q, phi_k, v, key_mask=key_mask, normalize=normalize, impl=impl
+        )
+    return rotary_linear_attention(
+        phi_q, phi_k, v, rotation, key_mask=key_mask, normalize=normalize, impl=impl
+    )
+
+
+def attend_past(
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B H T D"],
+    v: Float[Tensor, "B H T V"],
+    state: LinearState,
+    *,
+    feature_map: FeatureMap,
+    rotation: Rotation | None = None,
+    key_mask: Bool[Tensor, "B T"] | None = None,
+    normalize: bool = True,
+    impl: Impl = Impl.AUTO,
+) -> tuple[Float[Tensor, "B H T V"], LinearState]:
+    """Attend causally, going on from ``state``. Errors as ``linear_attention_chunked``."""
+    check_qkv(q, k, v, is_causal=True)
+    check_key_mask(key_mask, k, k.shape[0], k.shape[2])
+    if isinstance(feature_map, EluPlusOne):
+        check_linear_state(state, k, v)
+        if rotation is not None:
+            check_rotation(rotation, k.shape[0], k.shape[2], k.shape[3])
+        operator = native_operator(Request(q, k, v, state), impl)
+        if operator is not None:
+            return run_native(
+                operator, q, k, v, state, rotation=rotation, key_mask=key_mask, maps_by_elu=True,
+                normalize=normalize,
+            )  # fmt: skip
+    with no_autocast(v):
+        phi_q, phi_k = feature_map(q), feature_map(k)
+    if rotation is None:
+        return linear_attention_chunked(
+            phi_q, phi_k, v, state, key_mask=key_mask, normalize=normalize, impl=impl
+        )
+    return rotary_linear_attention_chunked(
+        phi_q, phi_k, v, rotation, state, key_mask=key_mask, normalize=normalize, impl=impl
+    )
+
+
+def take_token_(
+    q: Float[Tensor, "B H D"],
+    k: Float[Tensor, "B H D"],
+    v: Float[Tensor, "B H V"],
+    state: LinearState,
+    *,
+    feature_map: FeatureMap,
+    rotation: Rotation | None = None,
+    normalize: bool = True,
+    impl: Impl = Impl.AUTO,
+) -> tuple[Float[Tensor, "B H V"], LinearState]:
+    """Take one more token, overwriting ``state``; no gradient. ``rotation`` is of (B, 1) positions.
+
+    Errors as ``linear_attention_step``.
+    """
+    if isinstance(feature_map, EluPlusOne):
+        check_shape("q", q, k.shape)
+        check_same_device("q", q, k)
+        check_linear_state(state, k, v)
+        if rotation is not None:
+            check_rotation(rotation, len(k), 1, k.shape[-1])
+        operator = native_step(Request(q, k, v, state), impl)
+        if operator is not None:
+            cos, sin = (None, None) if rotation is None else (x.squeeze(1) for x in rotation)
+            return operator(q, k, v, None, cos, sin, *state, True, normalize), state
+    with no_autocast(v):  # a map may have weights by head, so it is given (B, H, 1, D)
+        phi_q, phi_k = (feature_map(x.unsqueeze(2)).squeeze(2) for x in (q, k))
+    if rotation is None:
+        return linear_attention_step_(phi_q, phi_k, v, state, normalize=normalize)
+    return rotary_linear_attention_step_(phi_q, phi_k, v, rotation, state, normalize=normalize)
