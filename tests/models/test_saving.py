@@ -114,7 +114,7 @@ def test_a_missing_file_is_named(saved, name):
             "unexpected keyword argument 'width'",
         ),
         (
-            '{"model": "PixelModel", "arguments": {"seq_len": 9, "mixer": "lstm"}}',
+            '{"model": "PixelModel", "arguments": {"seq_len": 9, "mixer": "nothing"}}',
             "mixer must be one of softmax, linear",
         ),
     ],

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from subquad.kernels.cpu import linear_attention as cpu
 from subquad.kernels.dispatch import Impl
@@ -17,6 +18,8 @@ _INPUTS = (
     "Tensor q, Tensor k, Tensor v, Tensor? log_decay, Tensor? key_mask, Tensor? cos, Tensor? sin, "
     "Tensor? kv, Tensor? k_sum, bool is_elu, bool is_normalized, bool is_causal"
 )
+
+_IN_CHUNK = 16  # keys of its own chunk that a query meets, on average, in chunks of 32
 
 _library: Any = torch.library.Library("subquad", "DEF")  # type: ignore[no-untyped-call]
 
@@ -69,7 +72,26 @@ def _define(
     torch.library.register_fake(qualified, fake.forward, lib=_library)
     torch.library.register_fake(f"{qualified}_backward", fake.backward, lib=_library)
     torch.library.register_autograd(qualified, differentiate, setup_context=set_up, lib=_library)
+    register_flop_formula(getattr(torch.ops.subquad, name))(_forward_flops)
+    register_flop_formula(run_backward)(_backward_flops)
     return getattr(torch.ops.subquad, name).default
+
+
+def _forward_flops(q_shape: Any, k_shape: Any, v_shape: Any, *_: Any, **__: Any) -> int:
+    """Return two for each multiply-add of the products: into the state, out of it, in a chunk."""
+    batch, heads, time, features = k_shape
+    width = v_shape[3]
+    return int(2 * batch * heads * time * (2 * features * width + _IN_CHUNK * (features + width)))
+
+
+def _backward_flops(
+    grad_shape: Any, kv_shape: Any, k_sum_shape: Any, q_shape: Any, k_shape: Any, v_shape: Any,
+    *_: Any, **__: Any,
+) -> int:  # fmt: skip
+    batch, heads, time, features = k_shape
+    width = v_shape[3]
+    products = 5 * features * width + 3 * _IN_CHUNK * (features + width)
+    return int(2 * batch * heads * time * products)
 
 
 class _Fake:

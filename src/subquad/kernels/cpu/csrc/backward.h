@@ -32,6 +32,7 @@ class Backward {
     // Gradients of queries [begin, end) from the state before them, whose kv is transposed: (V, width
     // of K). Where causal, their keys are added to it on the way.
     void queries(int64_t head, int64_t begin, int64_t end, State state) {
+        r_.ahead = CHUNK;
         for (int64_t t = begin; t < end; t += CHUNK) {
             const int rows = int(smaller(CHUNK, end - t));
             load_queries(head, t, rows);
@@ -54,6 +55,7 @@ class Backward {
     // Gradients of keys and values [begin, end) from the sums R, r over later queries. Where causal,
     // the queries of the same tokens are added to these on the way.
     void keys(int64_t head, int64_t begin, int64_t end, State later) {
+        r_.ahead = -CHUNK;
         for (int64_t t = begin + (end - begin - 1) / CHUNK * CHUNK; t >= begin; t -= CHUNK) {
             const int rows = int(smaller(CHUNK, end - t));
             load_keys(head, t, rows);
@@ -78,6 +80,7 @@ class Backward {
 
     // Add the keys [begin, end) to a state with transposed kv; returns the decay over all of them.
     float key_sums(int64_t head, int64_t begin, int64_t end, State state) {
+        r_.ahead = CHUNK;
         float total = 1;
         for (int64_t t = begin; t < end; t += CHUNK) {
             const int rows = int(smaller(CHUNK, end - t));
@@ -90,6 +93,7 @@ class Backward {
 
     // Add the queries [begin, end) to R and r, the last first.
     float query_sums(int64_t head, int64_t begin, int64_t end, State later) {
+        r_.ahead = -CHUNK;
         float total = 1;
         for (int64_t t = begin + (end - begin - 1) / CHUNK * CHUNK; t >= begin; t -= CHUNK) {
             const int rows = int(smaller(CHUNK, end - t));
@@ -263,7 +267,7 @@ class Backward {
         }
     }
 
-    const Reader r_;
+    Reader r_;
     const subquad_linear& c_;
     const int kw_, vw_;
     Scratch scratch_;

@@ -60,6 +60,15 @@ inline int64_t offset(const subquad_tensor& x, int64_t heads, int64_t head, int6
 
 inline void fill_zero(float* x, int64_t count) { std::memset(x, 0, size_t(count) * sizeof(float)); }
 
+// Ask for a row of the next chunk while there is still work on this one. An address that is not there
+// is no fault; whole numbers, for a pointer outside of its array must not be formed.
+SUBQUAD_INLINE void prefetch_row(const void* data, bool is_bf16, int64_t at, int columns) {
+    const int64_t size = is_bf16 ? 2 : 4;
+    const uintptr_t row = reinterpret_cast<uintptr_t>(data) + uintptr_t(at * size);
+    for (int64_t byte = 0; byte < columns * size; byte += 64)
+        __builtin_prefetch(reinterpret_cast<const void*>(row + uintptr_t(byte)));
+}
+
 // Copy one row of ``columns`` into ``width`` floats, the rest of them 0.
 inline void load_row(const void* data, bool is_bf16, int64_t at, int columns, int width,
                      float* to) {
@@ -168,6 +177,7 @@ class Reader {
             if (is_key && is_hidden(head, t + i)) {
                 fill_zero(row, kw);
             } else {
+                prefetch_row(x.data, c.is_qk_bf16, offset(x, c.heads, head, t + i + ahead), k);
                 load_row(x.data, c.is_qk_bf16, offset(x, c.heads, head, t + i), k, kw, row);
                 if (c.is_elu) map_row(row, k, kw);
             }
@@ -181,11 +191,14 @@ class Reader {
     void values(const subquad_tensor& x, bool is_key, int64_t head, int64_t t, int rows,
                 float* to) const {
         for (int i = 0; i < rows; i++) {
-            if (is_key && is_hidden(head, t + i))
+            if (is_key && is_hidden(head, t + i)) {
                 fill_zero(to + i * vw, vw);
-            else
+            } else {
+                prefetch_row(x.data, c.is_v_bf16, offset(x, c.heads, head, t + i + ahead),
+                             int(c.v));
                 load_row(x.data, c.is_v_bf16, offset(x, c.heads, head, t + i), int(c.v), vw,
                          to + i * vw);
+            }
         }
         fill_zero(to + rows * vw, int64_t(padded(rows) - rows) * vw);
     }
@@ -208,6 +221,7 @@ class Reader {
 
     const subquad_linear& c;
     const int kw, vw;  // widths of padded rows
+    int ahead = CHUNK;  // from a token to the one a chunk later in the order of the work
 };
 
 // Put 0 above the diagonal of (rows, columns), and weigh every pair by its decay, if any.

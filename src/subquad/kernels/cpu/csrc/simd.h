@@ -5,6 +5,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #include "isa.h"
 
 #if defined(__AVX512F__)
@@ -40,6 +44,29 @@ SUBQUAD_INLINE vf select(vi mask, vf yes, vf no) {
 SUBQUAD_INLINE vf minimum(vf a, vf b) { return select(a < b, a, b); }
 SUBQUAD_INLINE vf maximum(vf a, vf b) { return select(a > b, a, b); }
 
+// exp(r) for |r| <= ln(2) / 2.
+SUBQUAD_INLINE vf exp_polynomial(vf r) {
+    vf p = splat(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    return p * r * r + r + 1.0f;
+}
+
+#if defined(__AVX512F__)
+// As below, with the instructions that round to an integer and scale by a power of two.
+SUBQUAD_INLINE vf exp_nonpositive(vf x) {
+    const __m512 low = _mm512_set1_ps(-104.0f);
+    const __m512 bounded = _mm512_max_ps(low, (__m512)x);  // in this order NaN stays NaN
+    const __m512 power = _mm512_roundscale_ps(
+        _mm512_mul_ps(bounded, _mm512_set1_ps(1.44269504088896341f)), 0);
+    vf r = (vf)bounded - (vf)power * 0.693359375f;
+    r = r - (vf)power * -2.12194440e-4f;
+    return (vf)_mm512_scalef_ps((__m512)exp_polynomial(r), power);
+}
+#else
 // exp(x) for x <= 0, to 1 unit in the last place or so; below -104 it is 0, NaN stays NaN.
 SUBQUAD_INLINE vf exp_nonpositive(vf x) {
     const vf low = splat(-104.0f);
@@ -50,13 +77,7 @@ SUBQUAD_INLINE vf exp_nonpositive(vf x) {
     vf rounded = (scaled + magic) - magic;
     vf r = bounded - rounded * 0.693359375f;
     r = r - rounded * -2.12194440e-4f;
-    vf p = splat(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
+    const vf p = exp_polynomial(r);
     // 2^n in two factors, for n goes below the smallest exponent of a normal number.
     vi n = __builtin_convertvector(rounded, vi);
     vi half = n >> 1;
@@ -64,6 +85,7 @@ SUBQUAD_INLINE vf exp_nonpositive(vf x) {
     vf y = p * first * second;
     return select(nan, x, select(x < low, vf{}, y));
 }
+#endif
 
 // elu(x) + 1; the comparisons are turned so that NaN stays NaN.
 SUBQUAD_INLINE vf elu_plus_one(vf x) {
