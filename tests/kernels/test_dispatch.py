@@ -11,19 +11,19 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 def test_auto_goes_by_the_device():
-    forms = {x: (x.name, []) for x in (Impl.CPU, Impl.TRITON, Impl.TORCH)}
+    forms = {x: (x.name, list) for x in (Impl.CPU, Impl.TRITON, Impl.TORCH)}
     assert resolve("op", Impl.AUTO, forms, CPU) == "CPU"
     assert resolve("op", Impl.AUTO, forms, GPU) == "TRITON"
 
 
 def test_auto_takes_torch_where_there_is_a_reason_against_the_native_form():
-    forms = {Impl.CPU: ("native", ["a reason"]), Impl.TORCH: ("torch", [])}
+    forms = {Impl.CPU: ("native", lambda: ["a reason"]), Impl.TORCH: ("torch", list)}
     assert resolve("op", Impl.AUTO, forms, CPU) == "torch"
-    assert resolve("op", Impl.AUTO, {Impl.TORCH: ("torch", [])}, GPU) == "torch"
+    assert resolve("op", Impl.AUTO, {Impl.TORCH: ("torch", list)}, GPU) == "torch"
 
 
 def test_an_explicit_form_never_falls_back_and_says_every_reason():
-    forms = {Impl.CPU: ("native", ["first", "second"]), Impl.TORCH: ("torch", [])}
+    forms = {Impl.CPU: ("native", lambda: ["first", "second"]), Impl.TORCH: ("torch", list)}
     assert resolve("op", Impl.TORCH, forms, CPU) == "torch"
     with pytest.raises(ValueError, match=r"impl must .* op here, got Impl.CPU: first; second"):
         resolve("op", Impl.CPU, forms, CPU)
@@ -33,7 +33,7 @@ def test_an_explicit_form_never_falls_back_and_says_every_reason():
 
 def test_a_string_is_no_impl():
     with pytest.raises(TypeError, match="impl must be an Impl, got str 'torch'"):
-        as_users_have_it(resolve)("op", "torch", {Impl.TORCH: ("torch", [])}, CPU)
+        as_users_have_it(resolve)("op", "torch", {Impl.TORCH: ("torch", list)}, CPU)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 """Which native form, if any, computes an operator: asked for by name, or by the tensors' device.
 
 A function's name says the mathematics, ``impl`` says the machine. An operator hands ``resolve`` its
-forms, each with the reasons why it cannot take this call. An explicit ``impl`` never falls back.
+forms, each with a function that gives the reasons why it cannot take this call. An explicit ``impl``
+never falls back.
 """
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
@@ -28,10 +29,15 @@ Form = TypeVar("Form")
 Reasons = list[str]
 
 
+def no_reasons() -> Reasons:
+    """Return none: what TORCH has against a call."""
+    return []
+
+
 def resolve(
     operator: str,
     impl: Impl,
-    forms: Mapping[Impl, tuple[Form, Reasons]],
+    forms: Mapping[Impl, tuple[Form, Callable[[], Reasons]]],
     device: torch.device,
 ) -> Form:
     """Return the form to call.
@@ -39,7 +45,8 @@ def resolve(
     Args:
         operator: its name, for messages.
         impl: what the caller asked for.
-        forms: by implementation, each with the reasons against it here; TORCH has none.
+        forms: by implementation, each with what gives the reasons against it here; it is asked
+            only where it matters. TORCH takes any call.
         device: of the tensors; AUTO looks at nothing else but the reasons.
 
     Raises:
@@ -51,9 +58,9 @@ def resolve(
         raise TypeError(f"impl must be an Impl, got {type(impl).__name__} {impl!r}")
     if impl is Impl.AUTO:
         native = Impl.TRITON if device.type == "cuda" else Impl.CPU
-        fits = native in forms and not forms[native][1]
+        fits = native in forms and not forms[native][1]()
         return forms[native if fits else Impl.TORCH][0]
-    reasons = forms[impl][1] if impl in forms else [f"{operator} has no such form"]
+    reasons = forms[impl][1]() if impl in forms else [f"{operator} has no such form"]
     if reasons:
         raise ValueError(
             f"impl must be a form that can compute {operator} here, "

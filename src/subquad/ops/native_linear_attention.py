@@ -5,6 +5,7 @@ or map them by elu + 1 on the way. Axes: B batch, H heads, T time, K features, V
 """
 
 import os
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from subquad.kernels.cpu import library
-from subquad.kernels.dispatch import Impl, Reasons, resolve
+from subquad.kernels.dispatch import Impl, Reasons, no_reasons, resolve
 from subquad.kernels.operators import OPERATORS, STEP_OPERATORS
 from subquad.ops.linear_state import LinearState
 from subquad.ops.rotation import Rotation
@@ -43,7 +44,9 @@ def native_operator(request: Request, impl: Impl) -> Any:
         TypeError: if ``impl`` is no ``Impl``.
         ValueError: if ``impl`` names a form that cannot take the call.
     """
-    forms = {x: (OPERATORS[x], _reasons(x, request)) for x in OPERATORS} | {Impl.TORCH: (None, [])}
+    forms: dict[Impl, Any] = {Impl.TORCH: (None, no_reasons)}
+    for x, operator in OPERATORS.items():
+        forms[x] = (operator, partial(_reasons, x, request))
     return resolve("linear attention", impl, forms, request.q.device)
 
 
@@ -53,17 +56,10 @@ def native_step(request: Request, impl: Impl) -> Any:
     q and k are (B, H, K), v is (B, H, V); errors as ``native_operator``. Gradients need the torch
     form, which AUTO takes where they are asked for.
     """
-    forms: dict[Impl, Any] = {Impl.TORCH: (None, [])}
+    forms: dict[Impl, Any] = {Impl.TORCH: (None, no_reasons)}
     for x, operator in STEP_OPERATORS.items():
-        reasons = _reasons(x, request)
-        if torch.is_grad_enabled() and any(t.requires_grad for t in request[:3]):
-            reasons.append("it writes into the state, which a gradient cannot pass")
-        if x is Impl.TRITON and request.log_decay is not None:
-            reasons.append("its step takes no log_decay")
-        forms[x] = (operator, reasons)
-    return resolve(
-        "a step of linear attention", impl, forms | {Impl.TORCH: (None, [])}, request.q.device
-    )
+        forms[x] = (operator, partial(_step_reasons, x, request))
+    return resolve("a step of linear attention", impl, forms, request.q.device)
 
 
 def run_native(
@@ -93,8 +89,7 @@ def _reasons(impl: Impl, request: Request) -> Reasons:
     """Say everything that keeps a native form from this call."""
     q, k, v, state, log_decay, chunk_size, is_causal = request
     reasons = _cpu_reasons(q) if impl is Impl.CPU else _triton_reasons(q, v, is_causal)
-    tensors = {"q": q, "k": k, "v": v}
-    for name, x in tensors.items():
+    for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dtype not in DTYPES[impl]:
             reasons.append(f"it does not take {name} of {x.dtype}")
     if q.dtype != k.dtype:
@@ -107,6 +102,15 @@ def _reasons(impl: Impl, request: Request) -> Reasons:
         reasons.append(f"it chooses chunks itself, but chunk_size={chunk_size} is given")
     if _is_exporting():
         reasons.append("torch.export keeps operators of torch alone")
+    return reasons
+
+
+def _step_reasons(impl: Impl, request: Request) -> Reasons:
+    reasons = _reasons(impl, request)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in request[:3]):
+        reasons.append("it writes into the state, which a gradient cannot pass")
+    if impl is Impl.TRITON and request.log_decay is not None:
+        reasons.append("its step takes no log_decay")
     return reasons
 
 

@@ -276,7 +276,7 @@ def key_walk(  # noqa: C901 (each branch is chosen at compile time)
         if IS_NORMALIZED:
             grad_k_sum += tl.sum(phi_q * into * dd, axis=0)
 
-    if WITH_STATE:
+    if WITH_STATE:  # noqa: SIM102 (the outer is chosen at compile time)
         if s == 0:
             tl.store(grad_kv_out + n * num_features * value_dim + tile, grad_kv, mask=fits)
             tl.store(grad_k_sum_out + n * num_features + kk, grad_k_sum, mask=kk < num_features)

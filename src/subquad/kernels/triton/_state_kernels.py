@@ -115,7 +115,7 @@ def segment_sums(  # noqa: C901 (each branch is chosen at compile time)
     tl.store(kv_sums + pid * num_features * value_dim + tile, kv, mask=fits)
     if v0 == 0:
         tl.store(k_sums + pid * num_features + kk, k_sum, mask=kk < num_features)
-    if HAS_DECAY:
+    if HAS_DECAY:  # noqa: SIM102 (the outer is chosen at compile time)
         if tl.program_id(1) == 0:
             tl.store(exponents + pid, tl.sum(exponent, axis=0))
 
