@@ -64,9 +64,12 @@ $(VENV)/installed-torch: constraints.txt
 	$(PIP) $(TORCH_FROM) -r constraints.txt
 	@touch $@
 
-# This builds the kernels, in place.
+# This builds the kernels, in place. The backend itself goes on where there is no compiler or the build fails, but not
+# where it finds no CMake that runs and answers within seconds.
 $(VENV)/installed-package: $(VENV)/installed-torch pyproject.toml $(KERNEL_SOURCES)
-	$(PIP) -c constraints.txt -e .
+	$(PIP) -c constraints.txt -e . || { \
+		echo "warning: trying again without the native kernels; remove $@ to try with them later" >&2; \
+		$(PIP) -c constraints.txt --config-settings=wheel.cmake=false -e .; }
 	@touch $@
 
 # The extras of the package that the line above installed; with -e here the kernels would be built once more.

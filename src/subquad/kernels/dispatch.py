@@ -1,7 +1,7 @@
 """Which native form, if any, computes an operator: asked for by name, or by the tensors' device.
 
 A function's name says the mathematics, ``impl`` says the machine. An operator hands ``resolve`` its
-forms, each with a function that gives the reasons why it cannot take this call. An explicit ``impl``
+forms, each with a function that gives the reasons why it cannot take this call. An explicit one
 never falls back.
 """
 
