@@ -36,8 +36,9 @@ test: lint
 	$(BIN)/pytest
 	$(BIN)/pytest $(NO_HOOK) -m "compile and not slow and not gpu"
 
-test-slow: $(VENV)/installed-dev $(VENV)/installed-package
-	$(BIN)/pytest -m "slow and not gpu and not compile"
+# Triton's kernels run in its interpreter, on the CPU.
+test-slow: $(VENV)/installed-slow $(VENV)/installed-package
+	TRITON_INTERPRET=1 $(BIN)/pytest -m "slow and not gpu and not compile"
 	$(BIN)/pytest $(NO_HOOK) -m "compile and not gpu"
 
 test-gpu: $(VENV)/installed-dev $(VENV)/installed-package
@@ -81,4 +82,8 @@ $(VENV)/installed-train: pyproject.toml | $(VENV)/installed-package
 
 $(VENV)/installed-dev: $(VENV)/installed-train
 	$(PIP) -c constraints.txt 'subquad[dev]'
+	@touch $@
+
+$(VENV)/installed-slow: $(VENV)/installed-dev
+	$(PIP) -c constraints.txt 'subquad[triton]'
 	@touch $@

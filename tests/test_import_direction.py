@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": LEAVES,
     "models": UP_TO_MODELS,
     "pretrained": UP_TO_MODELS,
+    "compat": UP_TO_MODELS,
     "bench": UP_TO_MODELS,
     "tasks": UP_TO_MODELS | {"data"},
     "plots": set(),

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from helpers import TOLERANCE, assert_near
 from torch import Tensor
 
+from helpers import TOLERANCE, assert_near
 from subquad.kernels.triton import linear_attention as kernels
 from subquad.kernels.triton.plan import blocks, fits_whole, plan
 from subquad.ops.feature_maps import elu_plus_one
@@ -190,12 +190,14 @@ def test_values_and_gradients_are_the_definitions(case, device):
     given = poisoned(inputs)
     actual = kernels.forward(*given.all(), case.is_elu, case.is_normalized)
     narrowest = torch.float32 if case.dtype == torch.float32 else case.dtype
-    out_tolerance = TOLERANCE[inputs.v.dtype]
+    # Features, weights and state are each rounded to bfloat16 before they are multiplied.
+    narrow = torch.bfloat16 in (case.dtype, inputs.v.dtype)
+    out_tolerance = TOLERANCE[inputs.v.dtype] * (1.5 if narrow else 1)
     assert actual[0].dtype == inputs.v.dtype
     assert_near(actual[0].cpu(), expected[0], out_tolerance)
     if case.is_normalized:
         assert_near(actual[1].cpu(), expected[1], TOLERANCE[narrowest])
-    assert_near([x.cpu() for x in actual[2:]], expected[2:], TOLERANCE[narrowest])
+    assert_near([x.cpu() for x in actual[2:]], expected[2:], 1.5 * TOLERANCE[narrowest])
 
     grad_out = torch.randn_like(expected[0]).to(inputs.v.dtype)
     grads = [torch.randn_like(x).float() if case.state_grad else None for x in expected[2:]]
@@ -206,7 +208,9 @@ def test_values_and_gradients_are_the_definitions(case, device):
         for name, x in vars(expected_inputs).items()
         if x is not None and name not in ("key_mask", "cos", "sin")
     }
-    grads_expected = torch.autograd.grad(outputs, list(wanted.values()), grad_outputs)
+    grads_expected = torch.autograd.grad(
+        outputs, list(wanted.values()), grad_outputs, allow_unused=True, materialize_grads=True
+    )
     moved = [None if x is None else x.to(device) for x in (grad_out, *grads)]
     results = kernels.backward(
         *moved, given.q, given.k, given.v, actual[0], actual[1],
@@ -214,7 +218,6 @@ def test_values_and_gradients_are_the_definitions(case, device):
     )  # fmt: skip
     by_name = dict(zip(("q", "k", "v", "log_decay", "kv", "k_sum"), results, strict=True))
     assert {name for name, x in by_name.items() if x is not None} == set(wanted)
-    narrow = torch.bfloat16 in (case.dtype, inputs.v.dtype)
     tolerance = 1.5 * TOLERANCE[torch.bfloat16 if narrow else case.dtype]
     for (name, x), grad in zip(wanted.items(), grads_expected, strict=True):
         result = by_name[name]
@@ -222,8 +225,9 @@ def test_values_and_gradients_are_the_definitions(case, device):
         assert result.is_contiguous(), name
         # A decay's gradient is what is left of two sums; narrow ones leave more behind.
         room = 10 * tolerance if name == "log_decay" else tolerance
+        # A lone key gets all the weight, whatever the query: its gradient is 0 but for rounding.
         error, norm = (result.cpu().double() - grad).norm().item(), grad.norm().item()
-        assert error <= room * norm + 1e-12, f"{name}: off by {error:.2e}, norm {norm:.2e}"
+        assert error <= room * norm + 1e-6, f"{name}: off by {error:.2e}, norm {norm:.2e}"
         if inputs.key_mask is not None and name in ("k", "v", "log_decay"):
             hidden = ~inputs.key_mask[:, None].expand(x.shape[:3])
             assert (result[hidden] == 0).all(), name
@@ -289,7 +293,9 @@ def test_a_cut_sequence_goes_on_from_its_state(device):
 
 @pytest.mark.parametrize("is_elu", [True, False])
 @pytest.mark.parametrize("rotation", [True, False])
-@pytest.mark.parametrize(("K", "V", "dtype"), [(16, 16, "float32"), (40, 24, "bfloat16"), (160, 80, "float32")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("K", "V", "dtype"), [(16, 16, "float32"), (40, 24, "bfloat16"), (160, 80, "float32")]
+)
 def test_a_step_is_one_token_of_the_recurrence(K, V, dtype, rotation, is_elu, device):
     case = Case(seq_len=1, K=K, V=V, rotation=rotation, state=True, dtype=getattr(torch, dtype))
     inputs = make(case, device)

@@ -6,7 +6,11 @@ import pytest
 import torch
 
 from helpers import as_users_have_it, assert_near
-from subquad.ops.logistic_mixture import logistic_mixture_log_prob, logistic_mixture_sample
+from subquad.ops.logistic_mixture import (
+    logistic_mixture_log_prob,
+    logistic_mixture_log_prob_definition,
+    logistic_mixture_sample,
+)
 
 BYTES = torch.arange(256)
 
@@ -101,6 +105,67 @@ def test_gradients_are_right_and_finite_everywhere():
         assert torch.autograd.grad(log_prob.sum(), grid)[0].isfinite().all()
 
 
+def value_and_gradient(function, parameters, byte, weight):
+    parameters = parameters.detach().requires_grad_()
+    value = function(parameters, byte)
+    return value, torch.autograd.grad((value * weight).sum(), parameters)[0]
+
+
+@pytest.mark.parametrize("count", [1, 2, 10])
+@pytest.mark.parametrize("spread", [0.3, 3.0, 30.0])
+def test_value_and_gradient_are_the_definitions(count, spread):
+    """All bytes, so both edges; masses from 1 to nothing; scales at and below the smallest."""
+    parameters = spread * torch.randn(3, 256, 3 * count, dtype=torch.float64)
+    parameters[0, ::3, -1] = -7.0
+    parameters[1, :, -1] = -6.999
+    byte = BYTES.expand(3, 256)
+    weight = torch.randn(3, 256, dtype=torch.float64)
+    expected = value_and_gradient(logistic_mixture_log_prob_definition, parameters, byte, weight)
+    actual = value_and_gradient(logistic_mixture_log_prob, parameters, byte, weight)
+    for found, known in zip(actual, expected, strict=True):
+        # The definition loses digits itself: softplus is a line from 20 on, and exp(-20) is 2e-9.
+        assert ((found - known).abs() <= 1e-7 * (1 + known.abs())).all()
+    narrow = value_and_gradient(logistic_mixture_log_prob, parameters.float(), byte, weight.float())
+    assert_near(narrow[0], expected[0], 1e-4)
+    assert_near(narrow[1], expected[1], 1e-3)
+    with torch.no_grad():
+        assert torch.equal(logistic_mixture_log_prob(parameters, byte), actual[0])
+
+
+def test_the_gradient_may_be_asked_for_twice_and_reaches_half_precision():
+    parameters = draw_parameters(4, 3).bfloat16().requires_grad_()
+    log_prob = logistic_mixture_log_prob(parameters, torch.tensor([0, 3, 200, 255]))
+    first, second = (
+        torch.autograd.grad(log_prob.sum(), parameters, retain_graph=True)[0] for _ in range(2)
+    )
+    assert first.dtype == torch.bfloat16
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [2, 4])
+def test_what_is_not_finite_shows_in_its_row_and_in_no_other(bad, place):
+    """A log-scale of -inf is below the smallest, which is well defined."""
+    parameters, byte = draw_parameters(8, 2), torch.tensor([0, 0, 9, 9, 100, 200, 255, 255])
+    expected = logistic_mixture_log_prob(parameters, byte)
+    parameters[::2, place] = bad
+    value, gradient = value_and_gradient(logistic_mixture_log_prob, parameters, byte, 1.0)
+    fine = torch.full((8,), place == 4 and bad == -math.inf)
+    fine[1::2] = True
+    assert torch.equal(value.isfinite(), fine)
+    assert torch.equal(gradient.isfinite().all(1), fine)
+    assert torch.equal(value[1::2], expected[1::2])
+
+
+def test_a_component_switched_off_counts_for_nothing():
+    both = draw_parameters(4, 2)
+    both[:, 0] = -math.inf
+    byte = torch.tensor([0, 3, 200, 255])
+    value, gradient = value_and_gradient(logistic_mixture_log_prob, both, byte, 1.0)
+    assert_near(value, logistic_mixture_log_prob(both[:, 1::2].contiguous(), byte), 1e-12)
+    assert gradient.isfinite().all()
+
+
 def sampler_probabilities(parameters, temperature=1.0):
     """Return what rounding to the nearest byte gives: a difference of the logistic's CDF.
 
@@ -171,6 +236,15 @@ def test_the_scale_is_the_released_samplers(raw, scale):
         parameters = torch.tensor([[0.0, mean, raw]], dtype=torch.float64)
         drawn = logistic_mixture_sample(parameters, torch.stack([quantile, quantile])[None])
         assert int(drawn) == round(edge)
+
+
+def test_a_broken_model_still_draws_bytes():
+    for place in (0, 2, 4):
+        parameters = draw_parameters(3, 2)
+        parameters[1, place] = math.nan
+        drawn = logistic_mixture_sample(parameters, torch.full((3, 2), 0.7))
+        assert ((drawn >= 0) & (drawn <= 255))[::2].all()
+        assert drawn.shape == (3,)
 
 
 def test_a_low_temperature_takes_the_likeliest_component_at_its_mean():

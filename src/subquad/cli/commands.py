@@ -68,6 +68,12 @@ def _sample(words: list[str]) -> int:
     return sample(words)
 
 
+def _bench(words: list[str]) -> int:
+    from subquad.cli.bench import bench
+
+    return bench(words)
+
+
 def _data(words: list[str]) -> int:
     from subquad.cli.data import data
 
@@ -91,6 +97,7 @@ COMMANDS = {
     "run": Command(summary="run one experiment of a paper", run=_run),
     "run-all": Command(summary="run a group of experiments, one after another", run=_run_all),
     "sample": Command(summary="draw or complete images with a trained model", run=_sample),
+    "bench": Command(summary="measure attention, generation and training here", run=_bench),
     "data": Command(summary="bring or check a data set", run=_data),
     "package": Command(summary="put a run's model into the package (maintainers)", run=_package),
     "info": Command(summary="show versions, devices, weights and data found here", run=_info),

@@ -60,11 +60,20 @@ def forms() -> dict[str, str]:
         has_library = False
     return {
         "native kernels": native_kernels(),
+        "triton": _triton(gpu),
         "linear attention": f"C++ for float32 and bfloat16 on the CPU; otherwise {torch_form}"
         if has_library
         else f"{torch_form} ({where})",
         "softmax attention": f"torch's scaled_dot_product_attention ({where})",
     }
+
+
+def _triton(gpu: bool) -> str:
+    from importlib.util import find_spec
+
+    if find_spec("triton") is None:
+        return "not installed; pip install 'subquad[triton]' brings it"
+    return "linear attention of CUDA tensors" if gpu else "installed, but it needs a GPU"
 
 
 def native_kernels() -> str:

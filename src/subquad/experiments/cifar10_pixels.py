@@ -17,7 +17,7 @@ Differs   The learning rate and batch are the released command's (2e-4, 10; 100 
 from dataclasses import replace
 
 from subquad.experiments import mnist_pixels
-from subquad.experiments.options import ModelOptions, PixelOptions, TrainOptions
+from subquad.experiments.options import ModelOptions, PixelOptions, TrainOptions, suited_to
 from subquad.experiments.paper_tables import TABLE_2, TABLE_4_CIFAR
 from subquad.experiments.spec import Experiment, MixerName, Scale
 
@@ -41,7 +41,7 @@ TRAINING: dict[Scale, TrainOptions] = {
 
 
 def preset(scale: Scale, mixer: MixerName) -> PixelOptions:
-    """Return the options of ``scale``; both mixers get the same recipe."""
+    """Return the options of ``scale``; all mixers get the same recipe."""
     smoke = scale == "smoke"
     return PixelOptions(
         scale=scale,
@@ -50,7 +50,7 @@ def preset(scale: Scale, mixer: MixerName) -> PixelOptions:
         half_size=smoke,
         samples=4 if smoke else 16,
         completions=2 if smoke else 8,
-        model=MODELS[scale],
+        model=suited_to(mixer, MODELS[scale]),
         train=TRAINING[scale],
     )
 

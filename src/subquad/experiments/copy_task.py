@@ -18,7 +18,7 @@ Differs   The task is the released one to the symbol: 10 symbols and a separator
 from dataclasses import replace
 from pathlib import Path
 
-from subquad.experiments.options import CopyOptions, ModelOptions, TrainOptions
+from subquad.experiments.options import CopyOptions, ModelOptions, TrainOptions, suited_to
 from subquad.experiments.spec import Experiment, Json, MixerName, Say, Scale
 
 _SMALL = ModelOptions(
@@ -75,12 +75,12 @@ TRAINING: dict[Scale, TrainOptions] = {
 
 
 def preset(scale: Scale, mixer: MixerName) -> CopyOptions:
-    """Return the options of ``scale``; both mixers get the same recipe."""
+    """Return the options of ``scale``; all mixers get the same recipe."""
     return CopyOptions(
         scale=scale,
         mixer=mixer,
         max_len=32 if scale == "smoke" else 128,
-        model=MODELS[scale],
+        model=suited_to(mixer, MODELS[scale]),
         train=TRAINING[scale],
     )
 

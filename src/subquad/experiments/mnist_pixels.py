@@ -19,7 +19,7 @@ Differs   Our softmax keeps a KV cache (the paper's Table 4 calls that stateful)
 from dataclasses import replace
 from pathlib import Path
 
-from subquad.experiments.options import ModelOptions, PixelOptions, TrainOptions
+from subquad.experiments.options import ModelOptions, PixelOptions, TrainOptions, suited_to
 from subquad.experiments.paper_tables import TABLE_1, TABLE_4_MNIST
 from subquad.experiments.spec import Experiment, Json, MixerName, Say, Scale
 
@@ -81,7 +81,7 @@ TRAINING: dict[Scale, TrainOptions] = {
 
 
 def preset(scale: Scale, mixer: MixerName) -> PixelOptions:
-    """Return the options of ``scale``; both mixers get the same recipe."""
+    """Return the options of ``scale``; all mixers get the same recipe."""
     smoke = scale == "smoke"
     return PixelOptions(
         scale=scale,
@@ -90,7 +90,7 @@ def preset(scale: Scale, mixer: MixerName) -> PixelOptions:
         half_size=smoke,
         samples=4 if smoke else 64,
         completions=2 if smoke else 16,
-        model=MODELS[scale],
+        model=suited_to(mixer, MODELS[scale]),
         train=TRAINING[scale],
     )
 

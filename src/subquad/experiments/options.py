@@ -96,6 +96,16 @@ class TrainOptions:
             raise ValueError(f"beta2 must be at least 0 and below 1, got {self.beta2:g}")
 
 
+def suited_to(mixer: MixerName, model: ModelOptions) -> ModelOptions:
+    """Return ``model`` with positions that ``mixer`` can take: an LSTM has nothing to rotate."""
+    without_rotary: dict[Positions, Positions] = {
+        "rotary": "sinusoidal", "learned-rotary": "learned",
+    }  # fmt: skip
+    if mixer != "lstm" or model.positions not in without_rotary:
+        return model
+    return replace(model, positions=without_rotary[model.positions])
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScaleOptions:
     """The scale, which an experiment has and the demo has not."""

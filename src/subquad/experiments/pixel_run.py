@@ -55,8 +55,14 @@ def run_pixels(options: ImageOptions, folder: Path, say: Say) -> Json:
     save_model(model, folder / "model")
     say(f"testing on {len(images.test):,} images")
     test = task.evaluate(full=True)["loss"]
-    say(f"drawing 1 and {options.samples:,} images")
-    rates, drawn = drawing_speed(model, options)
+    drawing: Json = {}
+    drawn = None
+    if can_generate(model):
+        say(f"drawing 1 and {options.samples:,} images")
+        rates, drawn = drawing_speed(model, options)
+        drawing = {"generation": rates, "state_bytes_per_image": state_bytes(model)}
+    else:
+        say(f"no images are drawn: {options.mixer} has no state to generate from")
     results = {
         "unit": task.unit,
         "test": test,
@@ -67,8 +73,7 @@ def run_pixels(options: ImageOptions, folder: Path, say: Say) -> Json:
         "data": images.source,
         "image_shape": list(images.test.shape[1:]),
         "model": dict(model.config),
-        "generation": rates,
-        "state_bytes_per_image": state_bytes(model),
+        **drawing,
         "device": next(model.parameters()).device.type,
     }
     results["figures"] = draw_figures(folder, options, model, images, drawn)
@@ -117,6 +122,11 @@ def pixel_model(options: ImageOptions, seq_len: int) -> PixelModel:
     )
 
 
+def can_generate(model: PixelModel) -> bool:
+    """Return whether every mixer has a state; LSH attention sorts all tokens and has none."""
+    return all(getattr(block.mixer, "has_state", True) for block in model.decoder.stack.blocks)
+
+
 def drawing_speed(model: PixelModel, options: ImageOptions) -> tuple[dict[str, float], Images]:
     """Return {batch size: images/s}, for one image and for all the samples, and the samples."""
     _, alone = timed_draw(model, 1, seed=options.seed)
@@ -125,23 +135,26 @@ def drawing_speed(model: PixelModel, options: ImageOptions) -> tuple[dict[str, f
 
 
 def draw_figures(
-    folder: Path, options: ImageOptions, model: PixelModel, images: ImageSet, drawn: Images
+    folder: Path, options: ImageOptions, model: PixelModel, images: ImageSet, drawn: Images | None
 ) -> dict[str, str]:
-    """Write the figures; return {file below the folder: what it shows}."""
+    """Write the figures; return {file below the folder: what it shows}.
+
+    Without ``drawn`` images there are no completions either, only the curve.
+    """
     (folder / "figures").mkdir(exist_ok=True)
     name = f"{options.mixer} attention"
     count = min(options.completions, len(images.test))
-    figures = {
-        "figures/samples.png": (
+    figures = {}
+    if drawn is not None:
+        figures["figures/samples.png"] = (
             sample_figure(drawn[:SHOWN]),
             f"{min(SHOWN, len(drawn))} images drawn from nothing, {name}",
-        ),
-        "figures/curve.png": (
-            learning_curves([read_curve(folder / "metrics.csv", options.mixer)], unit="bits/dim"),
-            "Bits per dimension while training",
-        ),
-    }
-    if count:
+        )
+    figures["figures/curve.png"] = (
+        learning_curves([read_curve(folder / "metrics.csv", options.mixer)], unit="bits/dim"),
+        "Bits per dimension while training",
+    )
+    if drawn is not None and count:
         originals = images.test[:count]
         labels = images.test_labels[:count]
         completed = complete(model, originals, seed=options.seed, labels=labels)

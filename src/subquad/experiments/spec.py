@@ -17,10 +17,18 @@ SCALES: dict[Scale, str] = {
     "long": "about 45 minutes a mixer; can be stopped and resumed",
     "paper": "the published recipe; wants a GPU",
 }
-# The mixers at the command line: a line for each of layers.registry, which imports torch.
+# The mixers at the command line: those of layers.registry (which imports torch) that can be causal,
+# as every experiment here needs them.
 MIXER_HELP: dict[str, str] = {
     "linear": "linear attention, elu(x) + 1",
     "softmax": "softmax attention, with a KV cache when it generates",
+    "hybrid": "half the heads softmax over the last 256 tokens, half linear",
+    "local": "softmax attention over the last 256 tokens",
+    "strided": "softmax attention over a window and every 128th token",
+    "lsh-1": "the Reformer's LSH attention, 1 round; it cannot generate",
+    "lsh-4": "the same, 4 rounds",
+    "lsh-8": "the same, 8 rounds",
+    "lstm": "a recurrent network, torch's LSTM",
 }
 if TYPE_CHECKING:
     MixerName = str

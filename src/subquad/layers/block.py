@@ -5,18 +5,23 @@ x = x + mixer(norm(x)). Source: Katharopoulos et al. 2020, equation 1.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from subquad.layers.frozen import Map, frozen
 from subquad.ops.checks import check_choice, check_fraction, check_positive
 
 Norm = Literal["post", "pre"]
 Activation = Literal["relu", "gelu"]
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
+Step = Callable[[Tensor, Any], tuple[Tensor, Any]]
+
+ACTIVATIONS: dict[str, Map] = {"relu": F.relu, "gelu": F.gelu}
+IN_PLACE: dict[str, Map] = {**ACTIVATIONS, "relu": torch.relu_}
 
 
 class FeedForward(nn.Module):
@@ -36,9 +41,28 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         """Map the last axis."""
-        hidden = self.dropout(ACTIVATIONS[self.activation](self.inner(x)))
-        mapped: Tensor = self.outer(hidden)
-        return mapped
+        return _feed(x, self.inner, ACTIVATIONS[self.activation], self.dropout, self.outer)
+
+    def frozen(self, rows: int) -> Map:
+        """Return ``forward`` as ``layers.frozen`` does for single layers."""
+        inner, dropout, outer = (frozen(m, rows) for m in (self.inner, self.dropout, self.outer))
+        activate = (
+            ACTIVATIONS[self.activation] if inner is self.inner else IN_PLACE[self.activation]
+        )
+        return lambda x: _feed(x, inner, activate, dropout, outer)
+
+
+def _feed(x: Tensor, inner: Map, activate: Map, dropout: Map, outer: Map) -> Tensor:
+    return outer(dropout(activate(inner(x))))
+
+
+class _Parts(NamedTuple):
+    """A block's layers behind and before the mixer, as modules or frozen."""
+
+    mixer_norm: Map
+    feed_forward: Map
+    feed_forward_norm: Map
+    dropout: Map
 
 
 class Block(nn.Module):
@@ -73,34 +97,55 @@ class Block(nn.Module):
         cu_seqlens: Int[Tensor, " S_plus_1"] | None = None,
     ) -> Float[Tensor, "B T D"]:
         """Run the block on a whole sequence."""
-        y = self.mixer(self._mixer_input(x), key_mask=key_mask, cu_seqlens=cu_seqlens)
-        return self._finish(x, y)
+        parts = self._parts()
+        y = self.mixer(self._mixer_input(x, parts), key_mask=key_mask, cu_seqlens=cu_seqlens)
+        return self._finish(x, y, parts)
 
     def prefill(
         self, x: Float[Tensor, "B T D"], state: Any, *, key_mask: Bool[Tensor, "B T"] | None = None
     ) -> tuple[Float[Tensor, "B T D"], Any]:
         """Run it on a stretch of tokens, going on from the mixer's ``state``."""
-        y, state = self.mixer.prefill(self._mixer_input(x), state, key_mask=key_mask)
-        return self._finish(x, y), state
+        parts = self._parts()
+        y, state = self.mixer.prefill(self._mixer_input(x, parts), state, key_mask=key_mask)
+        return self._finish(x, y, parts), state
 
     def step(self, x_t: Float[Tensor, "B D"], state: Any) -> tuple[Float[Tensor, "B D"], Any]:
         """Run it on one more token; ``state`` stays as it is."""
-        y, state = self.mixer.step(self._mixer_input(x_t), state)
-        return self._finish(x_t, y), state
+        return self._step(x_t, state, self.mixer.step, self._parts())
 
     def step_(self, x_t: Float[Tensor, "B D"], state: Any) -> tuple[Float[Tensor, "B D"], Any]:
         """Run it on one more token; ``state`` may be overwritten."""
-        y, state = self.mixer.step_(self._mixer_input(x_t), state)
-        return self._finish(x_t, y), state
+        return self._step(x_t, state, self.mixer.step_, self._parts())
 
-    def _mixer_input(self, x: Tensor) -> Tensor:
-        return self.mixer_norm(x) if self.norm == "pre" else x
+    def stepper(self, batch_size: int) -> Step:
+        """Return ``step_`` for a loop over tokens, with the weights as they are now.
 
-    def _finish(self, x: Tensor, y: Tensor) -> Tensor:
-        x = x + self.dropout(y)
+        A mixer may have a ``stepper`` of its own; else its ``step_`` is called.
+        """
+        parts = _Parts(
+            frozen(self.mixer_norm, batch_size),
+            self.feed_forward.frozen(batch_size),
+            frozen(self.feed_forward_norm, batch_size),
+            frozen(self.dropout, batch_size),
+        )
+        has_own = hasattr(self.mixer, "stepper")
+        take = self.mixer.stepper(batch_size) if has_own else self.mixer.step_
+        return lambda x_t, state: self._step(x_t, state, take, parts)
+
+    def _parts(self) -> _Parts:
+        return _Parts(self.mixer_norm, self.feed_forward, self.feed_forward_norm, self.dropout)
+
+    def _step(self, x_t: Tensor, state: Any, take: Step, parts: _Parts) -> tuple[Tensor, Any]:
+        y, state = take(self._mixer_input(x_t, parts), state)
+        return self._finish(x_t, y, parts), state
+
+    def _mixer_input(self, x: Tensor, parts: _Parts) -> Tensor:
+        return parts.mixer_norm(x) if self.norm == "pre" else x
+
+    def _finish(self, x: Tensor, y: Tensor, parts: _Parts) -> Tensor:
+        mixer_norm, feed_forward, feed_forward_norm, dropout = parts
+        x = x + dropout(y)
         if self.norm == "pre":
-            finished: Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
-        else:
-            x = self.mixer_norm(x)
-            finished = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
-        return finished
+            return x + dropout(feed_forward(feed_forward_norm(x)))
+        x = mixer_norm(x)
+        return feed_forward_norm(x + dropout(feed_forward(x)))

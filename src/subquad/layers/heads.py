@@ -106,6 +106,19 @@ class Heads(nn.Module):
         k, v = self.kv_proj(context).split(widths, dim=-1)
         return self._by_head(self.q_proj(x)), self._by_head(k), self._by_head(v)
 
+    def split_token(
+        self, projected: Float[Tensor, "B P"]
+    ) -> tuple[Float[Tensor, "B H K"], Float[Tensor, "B H K"], Float[Tensor, "B H V"]]:
+        """Cut what ``qkv_proj`` gives for one token a row into q, k and v."""
+        batch_size, heads = len(projected), self.num_heads
+        if self.head_dim == self.value_dim:  # one view in place of four, for loops over tokens
+            q, k, v = projected.view(batch_size, 3, heads, self.head_dim).unbind(1)
+            return q, k, v
+        qk = heads * self.head_dim
+        q, k, v = projected.tensor_split((qk, 2 * qk), dim=1)
+        q, k, v = (x.view(batch_size, heads, -1) for x in (q, k, v))
+        return q, k, v
+
     def merge(self, y: Float[Tensor, "B H T V"]) -> Float[Tensor, "B T D"]:
         """Lay the heads side by side and project back."""
         merged: Tensor = self.out_proj(y.transpose(1, 2).flatten(2).to(self.out_proj.weight.dtype))

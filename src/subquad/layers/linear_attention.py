@@ -3,17 +3,25 @@
 Source: Katharopoulos et al. 2020; with rotary positions Su et al. 2021, section 3.3.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from subquad.kernels.dispatch import Impl
+from subquad.layers.attention_rows import Attended
+from subquad.layers.frozen import frozen
 from subquad.layers.heads import Heads, RotaryPositions, check_causal, check_step
 from subquad.layers.mixer import CuSeqlens, KeyMask, Token, Tokens
 from subquad.ops.checks import check_positive
 from subquad.ops.feature_maps import FeatureMap, check_normalize, elu_plus_one, no_autocast
-from subquad.ops.fused_linear_attention import attend_all, attend_past, take_token_
+from subquad.ops.fused_linear_attention import (
+    attend_all,
+    attend_past,
+    take_token_,
+    token_taker,
+)
 from subquad.ops.linear_attention import linear_attention_bidirectional, linear_attention_causal
 from subquad.ops.linear_attention_step import linear_attention_step
 from subquad.ops.linear_state import LinearState, linear_state
@@ -70,20 +78,27 @@ class LinearAttention(nn.Module):
         self, x: Tokens, *, key_mask: KeyMask | None = None, cu_seqlens: CuSeqlens | None = None
     ) -> Tokens:
         """Mix (B, T, D); see ``linear_attention`` for the masks."""
+        return self.heads.merge(self.attend(x, key_mask=key_mask, cu_seqlens=cu_seqlens).outputs)
+
+    def attend(
+        self, x: Tokens, *, key_mask: KeyMask | None = None, cu_seqlens: CuSeqlens | None = None
+    ) -> Attended:
+        """Return what ``forward`` merges, and the values it is made of; see ``attention_rows``."""
         x = self.heads.check(x, key_mask, cu_seqlens)
-        if self.is_causal and cu_seqlens is None:
-            empty = self._empty(len(x))
-            return self._go_on(x, empty, key_mask)[0]
-        rotation, _ = self.rotary_positions.rotation(
-            x, None, key_mask=key_mask, cu_seqlens=cu_seqlens
+        q, k, v = self.heads.split(x)
+        options: Any = {
+            "feature_map": self.feature_map, "key_mask": key_mask, "normalize": self.normalize,
+            "impl": self.impl,
+        }  # fmt: skip
+        past = self._empty(len(x)) if self.is_causal and cu_seqlens is None else None
+        rotation, past = self.rotary_positions.rotation(
+            x, past, key_mask=key_mask, cu_seqlens=cu_seqlens
         )
         if cu_seqlens is not None:
-            return self.heads.merge(self._packed(x, rotation, cu_seqlens))
-        y = attend_all(
-            *self.heads.split(x), feature_map=self.feature_map, rotation=rotation,
-            key_mask=key_mask, normalize=self.normalize, impl=self.impl,
-        )  # fmt: skip
-        return self.heads.merge(y)
+            return Attended(self._packed(q, k, v, rotation, cu_seqlens), v)
+        if past is not None:
+            return Attended(attend_past(q, k, v, past, rotation=rotation, **options)[0], v)
+        return Attended(attend_all(q, k, v, rotation=rotation, **options), v)
 
     def init_state(self, batch_size: int) -> Any:
         """Return an empty ``LinearState`` (in a ``RotaryState`` if rotary)."""
@@ -123,6 +138,23 @@ class LinearAttention(nn.Module):
         )  # fmt: skip
         return self._leave(y), self.rotary_positions.advance(past, state, 1)
 
+    def stepper(self, batch_size: int) -> Callable[[Token, Any], tuple[Token, Any]]:
+        """Return ``step_`` for a loop over tokens: unchecked, with the weights as they are now."""
+        check_causal(self.is_causal, "stepper")
+        heads = self.heads
+        project, leave = (frozen(m, batch_size) for m in (heads.qkv_proj, heads.out_proj))
+        take_token = token_taker(
+            feature_map=self.feature_map, normalize=self.normalize, impl=self.impl
+        )
+
+        def take(x_t: Token, state: Any) -> tuple[Token, Any]:
+            rotation, past = self.rotary_positions.rotation(x_t.unsqueeze(1), state)
+            y, past = take_token(*heads.split_token(project(x_t)), past, rotation)
+            y = leave(y.flatten(1).to(heads.out_proj.weight.dtype))
+            return y, self.rotary_positions.advance(past, state, 1)
+
+        return take
+
     def _empty(self, batch_size: int) -> Any:
         h, like = self.heads, self.heads.out_proj.weight
         empty = linear_state(batch_size, h.num_heads, self.num_features, h.value_dim, like)
@@ -145,10 +177,14 @@ class LinearAttention(nn.Module):
         return self.heads.merge(y.unsqueeze(2)).squeeze(1)
 
     def _packed(
-        self, x: Tokens, rotation: Rotation | None, cu_seqlens: CuSeqlens
+        self,
+        q: Float[Tensor, "B H T K"],
+        k: Float[Tensor, "B H T K"],
+        v: Float[Tensor, "B H T V"],
+        rotation: Rotation | None,
+        cu_seqlens: CuSeqlens,
     ) -> Float[Tensor, "B H T V"]:
-        q, k, v = self.heads.split(x)
-        with no_autocast(x):
+        with no_autocast(v):
             phi_q, phi_k = self.feature_map(q), self.feature_map(k)
         options: Any = {
             "cu_seqlens": cu_seqlens, "normalize": self.normalize, "impl": self.impl,

@@ -2,6 +2,14 @@
 
 Axes: B batch, T time, D model width. A mixer maps (B, T, D) to (B, T, D) and lets tokens see each
 other. Protocols, not base classes: anything with these methods fits.
+
+A mixer built with ``is_causal=True`` is a ``CausalMixer``, its past is bit-identical whatever comes
+later, and a token sees itself. Where that cannot hold, the class says so by an attribute, which
+``subquad.testing.check_mixer`` reads (without it, True is meant):
+
+    has_state = False      no state: init_state, prefill, step and step_ raise a ValueError
+    is_past_fixed = False  a later token can change which earlier ones are seen, never their masks
+    sees_itself = False    a token sees itself only where there is nothing else to see
 """
 
 from typing import Any, Protocol

@@ -5,16 +5,31 @@ or any factory of the same form.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from subquad.layers.hybrid import HybridAttention
 from subquad.layers.linear_attention import LinearAttention
+from subquad.layers.linformer import LinformerAttention
+from subquad.layers.local_attention import LocalAttention
+from subquad.layers.lsh_attention import LSHAttention
+from subquad.layers.lstm import LSTMMixer
 from subquad.layers.softmax_attention import SoftmaxAttention
+from subquad.layers.strided_attention import StridedAttention
 
 MixerFactory = Callable[..., Any]
 
 MIXERS: dict[str, MixerFactory] = {
     "softmax": SoftmaxAttention,
     "linear": LinearAttention,
+    "local": LocalAttention,
+    "strided": StridedAttention,
+    "linformer": LinformerAttention,
+    "hybrid": HybridAttention,
+    "lsh-1": partial(LSHAttention, num_hashes=1),
+    "lsh-4": partial(LSHAttention, num_hashes=4),
+    "lsh-8": partial(LSHAttention, num_hashes=8),
+    "lstm": LSTMMixer,
 }
 
 

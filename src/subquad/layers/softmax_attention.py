@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from subquad.layers.attention_rows import Attended
 from subquad.layers.heads import Heads, RotaryPositions, check_causal, check_step
 from subquad.layers.mixer import CuSeqlens, KeyMask, Token, Tokens
 from subquad.ops.checks import check_fraction, check_positive
@@ -51,13 +52,19 @@ class SoftmaxAttention(nn.Module):
         self, x: Tokens, *, key_mask: KeyMask | None = None, cu_seqlens: CuSeqlens | None = None
     ) -> Tokens:
         """Mix (B, T, D); see ``softmax_attention`` for the masks."""
+        return self.heads.merge(self.attend(x, key_mask=key_mask, cu_seqlens=cu_seqlens).outputs)
+
+    def attend(
+        self, x: Tokens, *, key_mask: KeyMask | None = None, cu_seqlens: CuSeqlens | None = None
+    ) -> Attended:
+        """Return what ``forward`` merges, and the values it is made of; see ``attention_rows``."""
         x = self.heads.check(x, key_mask, cu_seqlens)
         q, k, v, _ = self._project(x, None, key_mask=key_mask, cu_seqlens=cu_seqlens)
         y = softmax_attention(
             q, k, v, is_causal=self.is_causal, key_mask=key_mask, cu_seqlens=cu_seqlens,
             dropout_p=self._dropout_p(),
         )  # fmt: skip
-        return self.heads.merge(y)
+        return Attended(y, v)
 
     def init_state(self, batch_size: int) -> Any:
         """Return an empty ``KVCache`` (in a ``RotaryState`` if rotary)."""

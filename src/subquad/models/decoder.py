@@ -4,6 +4,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from subquad.layers.block import Step
 from subquad.models.stack import Stack, StackOptions, StackState
 
 
@@ -54,3 +55,7 @@ class TransformerDecoder(nn.Module):
     ) -> tuple[Float[Tensor, "B D"], StackState]:
         """Run one more token; ``state`` may be overwritten; no gradient."""
         return self.stack.step_(x_t, state)
+
+    def stepper(self, batch_size: int, seq_len: int) -> Step:
+        """Return ``step_`` for a loop over tokens: faster, unchecked; see ``Stack.stepper``."""
+        return self.stack.stepper(batch_size, seq_len)

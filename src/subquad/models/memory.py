@@ -1,5 +1,6 @@
 """How many sequences can be generated at once in the memory that is free."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from subquad.ops.state import state_size_bytes
 
 SHARE_OF_FREE_MEMORY = 0.5
 # A cache that grows by doubling holds up to twice its content, and the old copy while it grows.
+PROBED_TOKENS = 512  # from which the growth of a state is taken
 GROWTH_FACTOR = 3
 # Rough count of tensors as wide as the feed-forward network alive at once while a prefix is read.
 LIVE_ACTIVATIONS = 4
@@ -30,12 +32,13 @@ def generation_batch(
 def full_state_bytes(decoder: TransformerDecoder, seq_len: int) -> int:
     """Estimate the memory of one sequence's state at full length, room to grow included."""
     parameter = next(decoder.parameters())
-    token = parameter.new_zeros(1, 1, decoder.token_width)
+    # Over many tokens, for some states grow by one token in a hundred.
+    tokens = parameter.new_zeros(1, min(seq_len, PROBED_TOKENS), decoder.token_width)
     with torch.inference_mode():
         empty = decoder.init_state(1)
-        _, one = decoder.prefill(token, empty)
-    growth = state_size_bytes(one) - state_size_bytes(empty)
-    return state_size_bytes(empty) + GROWTH_FACTOR * growth * seq_len
+        _, later = decoder.prefill(tokens, empty)
+    growth = (state_size_bytes(later) - state_size_bytes(empty)) / tokens.shape[1]
+    return state_size_bytes(empty) + math.ceil(GROWTH_FACTOR * growth * seq_len)
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Unpack
 
+from subquad.layers.frozen import Map, frozen
 from subquad.layers.positions import inverse_wavelengths
 from subquad.models.decoder import TransformerDecoder
 from subquad.models.memory import generation_batch
@@ -218,16 +219,35 @@ class PixelModel(nn.Module):
         state = self.init_state(len(images))
         hidden, state = self.decoder.prefill(self._tokens(images[:, :start], labels), state)
         hidden = hidden[:, -1]
+        # What no step changes is looked up before the loop; see ``layers.frozen``.
+        step = self.decoder.stepper(len(images), self.seq_len)
+        mixture = self._stepwise_mixture(len(images))
+        token = self._stepwise_token(labels)
+        columns, draws = images.unbind(1), uniforms.unbind(1)
         for t in range(start, self.seq_len):
-            images[:, t] = logistic_mixture_sample(
-                self._mixture(hidden), uniforms[:, t], temperature
-            )
+            byte = logistic_mixture_sample(mixture(hidden), draws[t], temperature)
+            columns[t].copy_(byte)
             if report is not None:
                 report(t + 1)
             if t + 1 < self.seq_len:
-                token = self._tokens(images[:, t : t + 1], labels).squeeze(1)
-                hidden, state = self.decoder.step_(token, state)
+                hidden, state = step(token(byte), state)
         return images.to(torch.uint8)
+
+    def _stepwise_mixture(self, batch_size: int) -> Map:
+        """Return ``_mixture`` for the loop."""
+        weight = self.head.weight
+        is_wide = weight.dtype in (torch.float32, torch.float64)
+        if is_wide and not torch.is_autocast_enabled(weight.device.type):
+            return frozen(self.head, batch_size)
+        return self._mixture
+
+    def _stepwise_token(self, labels: Tensor | None) -> Map:
+        """Return ``_tokens`` of one byte a row for the loop."""
+        table = self.byte_embedding.weight
+        if self.class_embedding is None or labels is None:
+            return lambda byte: table.index_select(0, byte)
+        classes = self.class_embedding(labels.int())
+        return lambda byte: table.index_select(0, byte) + classes
 
     def _mixture(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... P"]:
         """Map to mixture parameters, in float32 or wider: bf16 rounds a mean by half a byte."""

@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from typing_extensions import TypedDict
 
-from subquad.layers.block import Activation, Block, Norm
+from subquad.layers.block import Activation, Block, Norm, Step
+from subquad.layers.frozen import Map, frozen
 from subquad.layers.positions import (
     LearnedPositions,
     NoPositions,
@@ -58,6 +59,9 @@ class StackState(NamedTuple):
 
     mixers: tuple[Any, ...]
     position: Int[Tensor, " B"]
+
+
+Place = Callable[[Tensor, Tensor], Tensor]  # tokens (B, E) and positions (B,) to (B, D)
 
 
 class Stack(nn.Module):
@@ -175,28 +179,55 @@ class Stack(nn.Module):
         self, x_t: Float[Tensor, "B E"], state: StackState
     ) -> tuple[Float[Tensor, "B D"], StackState]:
         """Run one more token; ``state`` stays as it is."""
-        return self._step(x_t, state, [block.step for block in self._blocks()])
+        return self._checked_step(x_t, state, [block.step for block in self._blocks()])
 
     def step_(
         self, x_t: Float[Tensor, "B E"], state: StackState
     ) -> tuple[Float[Tensor, "B D"], StackState]:
         """Run one more token; ``state`` may be overwritten."""
-        return self._step(x_t, state, [block.step_ for block in self._blocks()])
+        return self._checked_step(x_t, state, [block.step_ for block in self._blocks()])
+
+    def stepper(self, batch_size: int, seq_len: int) -> Step:
+        """Return ``step_`` for a loop over tokens: faster, unchecked, the weights as they are now.
+
+        Args:
+            batch_size: rows of each token.
+            seq_len: no position may reach it.
+
+        Raises:
+            TypeError: if a number is not an int.
+            ValueError: if a number is below 1, or ``seq_len`` above what learned positions allow.
+        """
+        check_positive("batch_size", batch_size)
+        check_positive("seq_len", seq_len)
+        steps = [block.stepper(batch_size) for block in self._blocks()]
+        weight = next(self.parameters())
+        place = position_table(self.positions, weight.new_zeros(1, seq_len, self.token_width))
+        norm = frozen(self.final_norm, batch_size)
+        return lambda x_t, state: self._step(x_t, state, steps, place, norm)
 
     def _blocks(self) -> list[Any]:
         return list(self.blocks)
 
-    def _step(
-        self, x_t: Tensor, state: StackState, steps: list[Callable[..., Any]]
+    def _checked_step(
+        self, x_t: Tensor, state: StackState, steps: list[Step]
     ) -> tuple[Tensor, StackState]:
         check_token("x_t", x_t, self.token_width)
         check_state_batch(len(state.position), len(x_t))
-        x = self.positions(x_t.unsqueeze(1), state.position.unsqueeze(1)).squeeze(1)
+        return self._step(x_t, state, steps, self._place, self.final_norm)
+
+    def _step(
+        self, x_t: Tensor, state: StackState, steps: list[Step], place: Place, norm: Map
+    ) -> tuple[Tensor, StackState]:
+        x = place(x_t, state.position)
         mixers = []
         for step, past in zip(steps, state.mixers, strict=True):
             x, past = step(x, past)
             mixers.append(past)
-        return self.final_norm(x), StackState(tuple(mixers), state.position + 1)
+        return norm(x), StackState(tuple(mixers), state.position + 1)
+
+    def _place(self, x_t: Tensor, position: Tensor) -> Tensor:
+        return self.positions(x_t.unsqueeze(1), position.unsqueeze(1)).squeeze(1)
 
     def _enter(self, x: Tensor, key_mask: Tensor | None) -> Tensor:
         """Check tokens and clear padded ones, whose NaN would reach gradients as 0 * NaN."""
@@ -223,3 +254,22 @@ def position_encoding(
             raise ValueError("max_len must be given with learned positions, got None")
         return LearnedPositions(max_len, d_model)
     return NoPositions()
+
+
+def position_table(encoding: PositionEncoding, empty: Float[Tensor, "1 T E"]) -> Place:
+    """Return what ``encoding`` does to single tokens, all of its vectors computed at once.
+
+    Args:
+        encoding: adds a vector to tokens, appends one, or leaves them alone.
+        empty: tokens of 0, one for each position from 0 on.
+    """
+    if isinstance(encoding, NoPositions):
+        return lambda x_t, position: x_t
+    positions = torch.arange(empty.shape[1], device=empty.device).unsqueeze(0)
+    with torch.no_grad():
+        table = encoding(empty, positions)[0]
+    width = empty.shape[2]
+    if table.shape[1] == width:
+        return lambda x_t, position: x_t + table.index_select(0, position)
+    appended = table[:, width:].contiguous()
+    return lambda x_t, position: torch.cat([x_t, appended.index_select(0, position)], dim=1)

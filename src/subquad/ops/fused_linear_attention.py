@@ -7,6 +7,9 @@ Axes: B batch, H heads, T time, D head width, V value size.
 Source: Katharopoulos et al. 2020, "Transformers are RNNs", equations 7 to 12 and 16 to 20.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -112,16 +115,64 @@ def take_token_(
 
     Errors as ``linear_attention_step``.
     """
-    if isinstance(feature_map, EluPlusOne):
-        check_shape("q", q, k.shape)
-        check_same_device("q", q, k)
-        check_linear_state(state, k, v)
-        if rotation is not None:
-            check_rotation(rotation, len(k), 1, k.shape[-1])
-        operator = native_step(Request(q, k, v, state), impl)
-        if operator is not None:
-            cos, sin = (None, None) if rotation is None else (x.squeeze(1) for x in rotation)
-            return operator(q, k, v, None, cos, sin, *state, True, normalize), state
+    take = token_taker(feature_map=feature_map, normalize=normalize, impl=impl)
+    return take(q, k, v, state, rotation)
+
+
+def token_taker(
+    *, feature_map: FeatureMap, normalize: bool = True, impl: Impl = Impl.AUTO
+) -> Callable[[Tensor, Tensor, Tensor, LinearState, Rotation | None], tuple[Tensor, LinearState]]:
+    """Return ``take_token_`` for a loop: the form is chosen, and all is checked, at its first call.
+
+    Shapes, dtypes and devices must stay what they were then, and the state the one returned.
+    """
+    operator: Any = None
+    is_checked = False
+
+    def take(
+        q: Tensor, k: Tensor, v: Tensor, state: LinearState, rotation: Rotation | None
+    ) -> tuple[Tensor, LinearState]:
+        nonlocal operator, is_checked
+        if not is_checked:
+            operator = _checked_step(q, k, v, state, feature_map, rotation, impl)
+            is_checked = True
+        if operator is None:
+            return _take_mapped(q, k, v, state, feature_map, rotation, normalize)
+        cos, sin = (None, None) if rotation is None else (x.squeeze(1) for x in rotation)
+        return operator(q, k, v, None, cos, sin, *state, True, normalize), state
+
+    return take
+
+
+def _checked_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: LinearState,
+    feature_map: FeatureMap,
+    rotation: Rotation | None,
+    impl: Impl,
+) -> Any:
+    """Return the native operator for such a token, or None for the torch form."""
+    if not isinstance(feature_map, EluPlusOne):
+        return None  # the torch form checks what is mapped
+    check_shape("q", q, k.shape)
+    check_same_device("q", q, k)
+    check_linear_state(state, k, v)
+    if rotation is not None:
+        check_rotation(rotation, len(k), 1, k.shape[-1])
+    return native_step(Request(q, k, v, state), impl)
+
+
+def _take_mapped(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: LinearState,
+    feature_map: FeatureMap,
+    rotation: Rotation | None,
+    normalize: bool,
+) -> tuple[Tensor, LinearState]:
     with no_autocast(v):  # a map may have weights by head, so it is given (B, H, 1, D)
         phi_q, phi_k = (feature_map(x.unsqueeze(2)).squeeze(2) for x in (q, k))
     if rotation is None:

@@ -109,6 +109,8 @@ def _step_reasons(impl: Impl, request: Request) -> Reasons:
     reasons = _reasons(impl, request)
     if torch.is_grad_enabled() and any(x.requires_grad for x in request[:3]):
         reasons.append("it writes into the state, which a gradient cannot pass")
+    if request.state is not None and not all(x.is_contiguous() for x in request.state):
+        reasons.append("its state must lie in memory in one piece")
     if impl is Impl.TRITON and request.log_decay is not None:
         reasons.append("its step takes no log_decay")
     return reasons

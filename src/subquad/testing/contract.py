@@ -17,6 +17,7 @@ from subquad.testing.states import (
     carried_gradients,
     in_place_step,
     masked_prefill,
+    no_state,
     splits,
     state_is_a_value,
 )
@@ -39,6 +40,9 @@ def check_mixer(
     ``prefill``, ``step`` and ``step_``. It is tried in evaluation mode, at lengths 1 to 131, with
     its parameters moved a little from where the constructor put them, as training would.
 
+    A mixer may claim less, by attributes of its class, which ``subquad.layers.mixer`` explains:
+    ``has_state = False``, ``is_past_fixed = False``, ``sees_itself = False``. The report says so.
+
     Args:
         build: returns a fresh mixer, each time with the same shapes; called several times.
         d_model: width D.
@@ -60,7 +64,7 @@ def check_mixer(
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         probe = Probe(build, d_model=d_model, dtype=dtype, seed=seed)
-        checks = {**CHECKS, **(CAUSAL_CHECKS if is_causal else {}), **LAST_CHECKS}
+        checks = {**CHECKS, **(_causal_checks(probe) if is_causal else {}), **LAST_CHECKS}
         results = []
         for name, (rule, run) in checks.items():
             with probe.checking(name):
@@ -72,7 +76,16 @@ def check_mixer(
         dtype=dtype,
         tolerance=probe.tolerance,
         results=tuple(results),
+        not_claimed=probe.not_claimed(is_causal=is_causal),
     )
+
+
+def _causal_checks(probe: Probe) -> "dict[str, Check]":
+    """Return the checks of what a causal mixer claims: all, or those that are left without."""
+    checks = {**FUTURE_CHECKS}
+    if not probe.claims("is_past_fixed"):
+        checks = {**GRADIENT_CHECKS}
+    return {**checks, **(STATE_CHECKS if probe.claims("has_state") else NO_STATE_CHECKS)}
 
 
 def shapes(probe: Probe) -> None:
@@ -94,8 +107,12 @@ def deterministic(probe: Probe) -> None:
 
 
 def each_token_counts(probe: Probe) -> None:
-    """See that a gradient reaches each token: none was cut off or passed over."""
-    for seq_len in LENGTHS:
+    """See that a gradient reaches each token: none was cut off or passed over.
+
+    The last of 2 causal tokens is seen by none; if it does not see itself either, it sees one other
+    token whatever it is, and cannot count.
+    """
+    for seq_len in LENGTHS if probe.claims("sees_itself") else (1, 3, 5, 131):
         x = probe.draw(2, seq_len, probe.d_model).requires_grad_()
         (probe.mixer(x) * probe.draw(*x.shape)).sum().backward(inputs=[x])
         reach = torch.zeros_like(x) if x.grad is None else x.grad
@@ -116,14 +133,7 @@ def future_unseen(probe: Probe) -> None:
     """Change a token in every form that has a past and a future: plain, padded, from a state."""
     seq_len = LENGTHS[-1]
     x = probe.draw(2, seq_len, probe.d_model)
-    mask = probe.mask([[True] * seq_len, [True] * 110 + [False] * (seq_len - 110)])
-    _, past = probe.mixer.prefill(probe.draw(2, 5, probe.d_model), probe.mixer.init_state(2))
-    forms: dict[str, Callable[[Tensor], Tensor]] = {
-        "forward": probe.mixer,
-        "forward with key_mask": lambda x: probe.mixer(x, key_mask=mask),
-        "prefill": lambda x: probe.mixer.prefill(x, past)[0],
-    }
-    for form, run in forms.items():
+    for form, run in _forms(probe, seq_len).items():
         expected = run(x)
         for changed in (1, 30, 64, 100, seq_len - 1):
             for value in (-3.0, probe.large, -probe.large):
@@ -134,6 +144,32 @@ def future_unseen(probe: Probe) -> None:
                     expected[:, :changed],
                     f"token {changed} set to {value:.0e} changes outputs before it in {form}",
                 )
+
+
+def future_without_gradient(probe: Probe) -> None:
+    """See that no gradient goes from an output to a later token, in the same forms."""
+    seq_len = LENGTHS[-1]
+    x = probe.draw(2, seq_len, probe.d_model).requires_grad_()
+    weight = probe.draw(*x.shape)
+    for form, run in _forms(probe, seq_len).items():
+        y = run(x) * weight
+        for last in (0, 1, 30, 64, 100, seq_len - 2):
+            (grad,) = torch.autograd.grad(y[:, last].sum(), x, retain_graph=True)
+            later = f"a gradient goes from output {last} to later tokens in {form}"
+            probe.require(bool((grad[:, last + 1 :] == 0).all()), later)
+
+
+def _forms(probe: Probe, seq_len: int) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Return the ways to run a causal mixer on (2, seq_len, D)."""
+    mask = probe.mask([[True] * seq_len, [True] * 110 + [False] * (seq_len - 110)])
+    forms: dict[str, Callable[[Tensor], Tensor]] = {
+        "forward": probe.mixer,
+        "forward with key_mask": lambda x: probe.mixer(x, key_mask=mask),
+    }
+    if probe.claims("has_state"):
+        _, past = probe.mixer.prefill(probe.draw(2, 5, probe.d_model), probe.mixer.init_state(2))
+        forms["prefill"] = lambda x: probe.mixer.prefill(x, past)[0]
+    return forms
 
 
 def finite_gradients(probe: Probe) -> None:
@@ -184,13 +220,21 @@ CHECKS: dict[str, Check] = {
     "finite_gradients": ("gradients of tokens and parameters are finite", finite_gradients),
     "numerical_gradients": ("gradients = finite differences (gradcheck)", numerical_gradients),
 }
-CAUSAL_CHECKS: dict[str, Check] = {
+FUTURE_CHECKS: dict[str, Check] = {
     "future_unseen": ("a token changes no output before it by a single bit", future_unseen),
+}
+GRADIENT_CHECKS: dict[str, Check] = {
+    "future_without_gradient": ("outputs have no gradient in later tokens", future_without_gradient)
+}
+STATE_CHECKS: dict[str, Check] = {
     "state_is_a_value": ("prefill and step leave the given state as it is", state_is_a_value),
     "splits": ("prefill and step, split anywhere = forward", splits),
     "carried_gradients": ("so do gradients, through the carried state", carried_gradients),
     "in_place_step": ("step_ = step", in_place_step),
     "masked_prefill": ("prefill of a padded batch, continued = one by one", masked_prefill),
+}
+NO_STATE_CHECKS: dict[str, Check] = {
+    "no_state": ("init_state, prefill, step and step_ raise a ValueError", no_state),
 }
 LAST_CHECKS: dict[str, Check] = {
     "key_mask": ("padding (left, right, NaN in it) = cu_seqlens = one by one", garbage_and_padding),

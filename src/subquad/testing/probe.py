@@ -15,6 +15,12 @@ from torch import Tensor, nn
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 FLOOR = 0.1
+# Attributes by which a mixer claims less, True unless it says otherwise, and what is then missing.
+CAUSAL_CLAIMS = {
+    "has_state": "a state to go on from",
+    "is_past_fixed": "outputs that no later token changes (only gradients are looked at)",
+}
+CLAIMS = {"sees_itself": "that a token sees itself"}
 # How far parameters are moved from where the constructor puts them: biases of 0 would hide faults.
 STIR = 0.1
 
@@ -48,6 +54,7 @@ class MixerReport:
     dtype: torch.dtype
     tolerance: float
     results: tuple[CheckResult, ...]
+    not_claimed: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         direction = "causal" if self.is_causal else "bidirectional"
@@ -59,6 +66,7 @@ class MixerReport:
         for result in self.results:
             deviation = "" if result.deviation is None else f"{result.deviation:.1e}"
             lines.append(f"  {deviation:>7}  {result.name:<{width}}  {result.rule}")
+        lines += [f"  not claimed by this mixer: {claim}" for claim in self.not_claimed]
         return "\n".join(lines)
 
 
@@ -84,6 +92,15 @@ class Probe:
     def large(self) -> float:
         """A number to plant where nothing may see it: 1e30, or what leaves fp16 room to project."""
         return float(min(1e30, torch.finfo(self.dtype).max / (8 * self.d_model)))
+
+    def claims(self, name: str) -> bool:
+        """Return whether the mixer claims what ``subquad.layers.mixer`` calls by that name."""
+        return bool(getattr(self.mixer, name, True))
+
+    def not_claimed(self, *, is_causal: bool) -> tuple[str, ...]:
+        """Return in words what the mixer does not claim."""
+        possible = {**(CAUSAL_CLAIMS if is_causal else {}), **CLAIMS}
+        return tuple(words for name, words in possible.items() if not self.claims(name))
 
     def draw(self, *shape: int) -> Tensor:
         """Return fixed normal draws; a generator of its own keeps checks apart from the mixer's."""

@@ -121,6 +121,22 @@ def _continued_alone(probe: Probe, rows: list[Tensor], more: Tensor) -> dict[str
     return {**{f"the output of row {i}": y for i, y in enumerate(outputs)}, **grads}
 
 
+def no_state(probe: Probe) -> None:
+    """Ask a mixer without a state for one; whoever tries to decode must be told."""
+    x = probe.draw(1, 2, probe.d_model)
+    for name, arguments in (
+        ("init_state", (1,)),
+        ("prefill", (x, None)),
+        ("step", (x[:, 0], None)),
+        ("step_", (x[:, 0], None)),
+    ):
+        try:
+            getattr(probe.mixer, name)(*arguments)
+        except ValueError:
+            continue
+        probe.fail(f"{name} of a mixer with has_state = False raises no ValueError")
+
+
 def tensors(state: Any) -> list[Tensor]:
     """Return the tensors of a state in a fixed order."""
     found: list[Tensor] = []

@@ -168,14 +168,14 @@ def step(
     call.threads = library.usable_threads() if kv.numel() > 100_000 else 1
     call.parallel = library.parallel()
     out = v.new_empty(v.shape)
-    for name, x in (("q", q), ("key", k), ("value", v), ("out", out)):
-        setattr(call, name, _token(_rows(keep, x)))
+    call.q, call.key, call.value = (_token(_rows(keep, x)) for x in (q, k, v))
+    call.out = _token(out)
     if log_decay is not None:
         call.log_decay = _Tensor(log_decay.data_ptr(), *log_decay.stride(), 0)
     if cos is not None and sin is not None:
-        for name, x in (("cos", cos), ("sin", sin)):
-            x = _rows(keep, x.float())
-            setattr(call, name, _Tensor(x.data_ptr(), x.stride(0), 0, 0))
+        cos, sin = _rows(keep, cos.float()), _rows(keep, sin.float())
+        call.cos = _Tensor(cos.data_ptr(), cos.stride(0), 0, 0)
+        call.sin = _Tensor(sin.data_ptr(), sin.stride(0), 0, 0)
     call.kv_in, call.k_sum_in = kv.data_ptr(), k_sum.data_ptr()
     call.kv_out, call.k_sum_out = kv_out.data_ptr(), k_sum_out.data_ptr()
     if q.numel():
@@ -248,7 +248,7 @@ def _pointer(keep: list[Tensor], x: Tensor | None) -> int | None:
 
 
 def _by_head(x: Tensor) -> _Tensor:
-    return _Tensor(x.data_ptr(), x.stride(0), x.stride(1), x.stride(2))
+    return _Tensor(x.data_ptr(), *x.stride()[:3])
 
 
 def _over_heads(x: Tensor) -> _Tensor:
@@ -256,4 +256,4 @@ def _over_heads(x: Tensor) -> _Tensor:
 
 
 def _token(x: Tensor) -> _Tensor:
-    return _Tensor(x.data_ptr(), x.stride(0), x.stride(1), 0)
+    return _Tensor(x.data_ptr(), *x.stride()[:2], 0)

@@ -74,13 +74,13 @@ def products(q: Tensor, v: Tensor) -> Products:
 
     TF32 keeps float16's 10 bits of mantissa and float32's range: a state of float16 would overflow.
     Three TF32 products (of the high and low parts) keep about 21 bits of float32's 24. Products
-    with all 24 ("ieee") use no tensor core: compiled for compute capability 9.0 the walks at
-    K = V = 64 then keep some 10 KB a thread in local memory.
+    with all 24 ("ieee") use no tensor core: compiled for compute capability 9.0 the walks then
+    spill nearly all of their registers.
     """
     if torch.float32 in (q.dtype, v.dtype):
         return Products(False, "tf32x3")
     if q.dtype == v.dtype == torch.bfloat16:
-        return Products(True, "ieee")
+        return Products(True, "ieee" if q.device.type == "cuda" else "widened")
     return Products(False, "tf32")
 
 

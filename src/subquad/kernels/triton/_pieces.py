@@ -132,7 +132,10 @@ def to_tf32(x):
 def product(a, b, NARROW: tl.constexpr, PRECISION: tl.constexpr):
     """Multiply two float32 tiles: in bfloat16 if NARROW, else as PRECISION says."""
     if NARROW:
-        return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16))
+        a, b = a.to(tl.bfloat16), b.to(tl.bfloat16)
+        if PRECISION == "widened":  # the interpreter would multiply the bits of bfloat16
+            return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
+        return tl.dot(a, b)
     if PRECISION == "tf32":
         return tl.dot(to_tf32(a), to_tf32(b), input_precision="tf32")
     return tl.dot(a, b, input_precision=PRECISION)

@@ -1,0 +1,132 @@
+"""Multi-head local attention: a window of tokens, a few global ones if asked, a rolling state."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from subquad.layers.attention_rows import Attended
+from subquad.layers.heads import Heads, RotaryPositions, check_causal, check_step
+from subquad.layers.mixer import CuSeqlens, KeyMask, Token, Tokens
+from subquad.ops.checks import check_positive
+from subquad.ops.local_attention import (
+    check_reach,
+    local_attention,
+    local_attention_cached,
+    local_attention_step,
+    local_state,
+)
+
+
+class LocalAttention(nn.Module):
+    """Mix tokens by softmax over a window; a ``CausalMixer`` if ``is_causal``, else a ``Mixer``.
+
+    Its state is as large as the window, whatever was read.
+
+    Args:
+        d_model: width D of the tokens.
+        num_heads: heads H.
+        is_causal: token i sees tokens j <= i only.
+        window: tokens seen on one side, the token itself included.
+        num_global: so many first tokens see all and are seen by all (causal: by all later ones).
+        head_dim: query and key width of a head, by default d_model / num_heads.
+        value_dim: value width of a head, by default ``head_dim``.
+        bias: whether the projections have biases.
+        rotary: rotate q and k by their positions (Su et al. 2021).
+
+    Raises:
+        TypeError: if a number is not an int.
+        ValueError: if a number does not fit.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        *,
+        is_causal: bool,
+        window: int = 256,
+        num_global: int = 0,
+        head_dim: int | None = None,
+        value_dim: int | None = None,
+        bias: bool = True,
+        rotary: bool = False,
+    ) -> None:
+        super().__init__()
+        check_reach(window, num_global)
+        self.is_causal, self.window, self.num_global = is_causal, window, num_global
+        self.heads = Heads(d_model, num_heads, head_dim=head_dim, value_dim=value_dim, bias=bias)
+        self.rotary_positions = RotaryPositions(self.heads.head_dim if rotary else None)
+
+    def forward(
+        self, x: Tokens, *, key_mask: KeyMask | None = None, cu_seqlens: CuSeqlens | None = None
+    ) -> Tokens:
+        """Mix (B, T, D); see ``local_attention`` for the masks."""
+        return self.heads.merge(self.attend(x, key_mask=key_mask, cu_seqlens=cu_seqlens).outputs)
+
+    def attend(
+        self, x: Tokens, *, key_mask: KeyMask | None = None, cu_seqlens: CuSeqlens | None = None
+    ) -> Attended:
+        """Return what ``forward`` merges, and the values it is made of; see ``attention_rows``."""
+        x = self.heads.check(x, key_mask, cu_seqlens)
+        q, k, v, _ = self._project(x, None, key_mask=key_mask, cu_seqlens=cu_seqlens)
+        y = local_attention(
+            q, k, v, window=self.window, is_causal=self.is_causal, num_global=self.num_global,
+            key_mask=key_mask, cu_seqlens=cu_seqlens,
+        )  # fmt: skip
+        return Attended(y, v)
+
+    def init_state(self, batch_size: int) -> Any:
+        """Return an empty ``LocalState`` (in a ``RotaryState`` if rotary)."""
+        check_causal(self.is_causal, "init_state")
+        check_positive("batch_size", batch_size)
+        like, h = self.heads.out_proj.weight, self.heads
+        state = local_state(
+            batch_size, h.num_heads, h.head_dim, h.value_dim, like,
+            window=self.window, num_global=self.num_global,
+        )  # fmt: skip
+        return self.rotary_positions.init_state(state, batch_size, like.device)
+
+    def prefill(
+        self, x: Tokens, state: Any, *, key_mask: KeyMask | None = None
+    ) -> tuple[Tokens, Any]:
+        """Mix a stretch of tokens in parallel, going on from ``state``."""
+        check_causal(self.is_causal, "prefill")
+        x = self.heads.check(x, key_mask)
+        q, k, v, past = self._project(x, state, key_mask=key_mask)
+        y, past = local_attention_cached(q, k, v, past, key_mask=key_mask)
+        past = self.rotary_positions.advance(past, state, x.shape[1], key_mask)
+        return self.heads.merge(y), past
+
+    def step(self, x_t: Token, state: Any) -> tuple[Token, Any]:
+        """Mix one more token (B, D); ``state`` stays as it is."""
+        return self._step(x_t, state, in_place=False)
+
+    def step_(self, x_t: Token, state: Any) -> tuple[Token, Any]:
+        """Mix one more token (B, D) into ``state``'s own tables; no gradient through the past."""
+        return self._step(x_t, state, in_place=True)
+
+    def _step(self, x_t: Token, state: Any, *, in_place: bool) -> tuple[Token, Any]:
+        check_causal(self.is_causal, "step")
+        q, k, v, past = self._project(check_step(x_t, self.heads.d_model), state)
+        q, k, v = q.squeeze(2), k.squeeze(2), v.squeeze(2)
+        y, past = local_attention_step(q, k, v, past, in_place=in_place)
+        y = self.heads.merge(y.unsqueeze(2)).squeeze(1)
+        return y, self.rotary_positions.advance(past, state, 1)
+
+    def _project(
+        self,
+        x: Tokens,
+        state: Any,
+        *,
+        key_mask: KeyMask | None = None,
+        cu_seqlens: CuSeqlens | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Any]:
+        """Return q, k and v, rotated if asked to be, in the dtype of the past, and the past."""
+        rotation, past = self.rotary_positions.rotation(
+            x, state, key_mask=key_mask, cu_seqlens=cu_seqlens
+        )
+        q, k, v = self.heads.split(x)
+        if past is not None and torch.is_autocast_enabled(x.device.type):
+            q, k, v = (a.to(past.k.dtype) for a in (q, k, v))
+        return (q, k, v, past) if rotation is None else (rotation(q), rotation(k), v, past)

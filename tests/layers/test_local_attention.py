@@ -1,0 +1,95 @@
+from functools import partial
+
+import pytest
+import torch
+
+from helpers import assert_near
+from subquad.layers.local_attention import LocalAttention
+from subquad.layers.positions import Rotary
+from subquad.ops.local_attention import local_attention_quadratic
+from subquad.ops.state import state_size_bytes
+from subquad.testing import check_mixer
+
+VARIANTS = {
+    "window 1": {"window": 1},
+    "window 4": {"window": 4},
+    "global": {"window": 3, "num_global": 2},
+    "rotary": {"window": 4, "rotary": True},
+    "rotary, global, widths": {
+        "window": 5, "num_global": 3, "rotary": True, "head_dim": 6, "value_dim": 3, "bias": False,
+    },
+}  # fmt: skip
+NARROW = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_each_variant_keeps_the_contract(variant, is_causal):
+    build = partial(LocalAttention, 8, 2, is_causal=is_causal, **VARIANTS[variant])
+    check_mixer(build, d_model=8, is_causal=is_causal)
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+def test_a_narrow_window_keeps_it_in_narrower_dtypes(dtype, is_causal):
+    options = {"window": 3, "num_global": 2, "rotary": True}
+    build = partial(LocalAttention, 8, 2, is_causal=is_causal, **options)
+    check_mixer(build, d_model=8, is_causal=is_causal, dtype=dtype)
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("rotary", [True, False])
+def test_the_layer_is_the_definition_between_its_projections(is_causal, rotary):
+    options = {"is_causal": is_causal, "window": 3, "num_global": 1}
+    layer = LocalAttention(8, 2, rotary=rotary, **options).double()
+    torch.nn.init.normal_(layer.heads.qkv_proj.bias)
+    x = torch.randn(2, 11, 8).double()
+    q, k, v = (
+        part.unflatten(-1, (2, 4)).transpose(1, 2)
+        for part in layer.heads.qkv_proj(x).chunk(3, dim=-1)
+    )
+    if rotary:
+        rotation = Rotary(4)(torch.arange(11)[None], torch.float64)
+        q, k = rotation(q), rotation(k)
+    y = local_attention_quadratic(q, k, v, **options)
+    assert_near(layer(x), layer.heads.out_proj(y.transpose(1, 2).flatten(2)), 1e-10)
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_autocast_stays_near_float32(is_causal):
+    layer = LocalAttention(32, 2, is_causal=is_causal, rotary=True, window=7, num_global=2)
+    x, mask = torch.randn(2, 40, 32), torch.arange(40) < torch.tensor([[40], [17]])
+    expected, whole = layer(x, key_mask=mask), layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_near(layer(x, key_mask=mask)[mask], expected[mask], 3e-2)
+        if is_causal:
+            y, state = layer.prefill(x[:, :30], layer.init_state(2))
+            more, state = layer.prefill(x[:, 30:39], state)
+            step, state = layer.step(x[:, 39], state)
+            assert_near(torch.cat([y, more, step[:, None]], 1), whole, 3e-2)
+
+
+def test_the_state_is_as_large_as_the_window_whatever_was_read():
+    layer = LocalAttention(8, 2, is_causal=True, window=5, num_global=1).eval()
+    state = layer.init_state(1)
+    for _ in range(3):
+        assert state_size_bytes(state) == (5 + 1) * (8 + 8) * 4 + 8
+        _, state = layer.prefill(torch.randn(1, 9, 8), state)
+        _, state = layer.step(torch.randn(1, 8), state)
+
+
+def test_options_that_do_not_fit_are_refused(unhooked):
+    build = partial(LocalAttention, 8, 2, is_causal=True)
+    with pytest.raises(ValueError, match="window must be at least 1, got 0"):
+        build(window=0)
+    with pytest.raises(TypeError, match=r"num_global must be an int, got float 1\.0"):
+        build(num_global=1.0)
+    with pytest.raises(ValueError, match="num_global must be at least 0, got -1"):
+        build(num_global=-1)
+    layer, x = LocalAttention(8, 2, is_causal=False), torch.randn(1, 3, 8)
+    with pytest.raises(ValueError, match="init_state needs a mixer built with is_causal=True"):
+        layer.init_state(1)
+    with pytest.raises(ValueError, match="prefill needs a mixer built with is_causal=True"):
+        layer.prefill(x, None)
+    with pytest.raises(ValueError, match="step needs a mixer built with is_causal=True"):
+        layer.step(x[:, 0], None)
