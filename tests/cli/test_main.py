@@ -248,7 +248,7 @@ def test_estimates_are_shown_and_nothing_is_left(capsys, tmp_path, monkeypatch):
 
 
 def test_a_group_runs_one_after_another_and_skips_what_is_finished(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("subquad.tasks.copying.FULL_BATCHES", 1)
+    monkeypatch.setattr("subquad.tasks.marked_tokens.FULL_BATCHES", 1)
     words = ["run-all", "copy-task", "--scale", "smoke", "--out", str(tmp_path)]
     assert main(words) == 0
     runs = sorted(path.name for path in tmp_path.iterdir())

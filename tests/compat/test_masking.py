@@ -28,6 +28,10 @@ MASKS = {
         FullMask(torch.ones(3, 3).tril().bool()),
         torch.ones(3, 3).tril().bool(),
     ),
+    "triangle, cut": (
+        FullMask(torch.ones(2, 3).tril().bool()),
+        torch.ones(2, 3).tril().bool(),
+    ),
     "one token": (TriangularCausalMask(1), torch.ones(1, 1).bool()),
 }
 

@@ -35,7 +35,7 @@ def eight_images(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def few_measurements(monkeypatch):
-    monkeypatch.setattr("subquad.tasks.copying.FULL_BATCHES", 1)
+    monkeypatch.setattr("subquad.tasks.marked_tokens.FULL_BATCHES", 1)
 
 
 def smoke(name, mixer="linear", **changes):

@@ -28,7 +28,8 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
     if MODELS.get(name) is not type(model):
         raise ValueError(f"model must be one of {', '.join(MODELS)}, got {name}")
     arguments: dict[str, Any] = model.config  # type: ignore[assignment]
-    if callable(arguments.get("mixer")):
+    mixer = arguments.get("mixer")
+    if callable(mixer) or (isinstance(mixer, list | tuple) and any(map(callable, mixer))):
         raise ValueError(
             f"model can be saved only if its mixer is a name in MIXERS, got {arguments['mixer']!r}"
         )

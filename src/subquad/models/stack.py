@@ -19,7 +19,7 @@ from subquad.layers.positions import (
     next_position,
     token_positions,
 )
-from subquad.layers.registry import MixerFactory, mixer_factory
+from subquad.models.mixing import MixerChoice, layer_factories, mixer_options
 from subquad.ops.checks import (
     check_choice,
     check_cu_seqlens,
@@ -44,7 +44,9 @@ class StackOptions(TypedDict, total=False):
     d_ff: int | None
     head_dim: int | None
     value_dim: int | None
-    mixer: str | MixerFactory
+    mixer: MixerChoice
+    softmax_share: float | None
+    softmax_window: int | None
     norm: Norm
     activation: Activation
     dropout: float
@@ -75,14 +77,17 @@ class Stack(nn.Module):
         d_ff: hidden width of the feed-forward networks, by default 4 D.
         head_dim: query and key width of a head, by default D / num_heads.
         value_dim: value width of a head, by default ``head_dim``.
-        mixer: a name in ``MIXERS``, or a factory (d_model, num_heads, *, is_causal, ...).
+        mixer: a name in ``MIXERS``, or a factory (d_model, num_heads, *, is_causal, ...); or a
+            sequence of these, one for each layer.
+        softmax_share: share of all heads that are softmax, the others linear; from 0 to 1.
+        softmax_window: what these softmax heads see on one side; None for all tokens.
         norm: "post" (as the linear transformer's released code) or "pre".
         activation: "relu" or "gelu".
         dropout: share dropped behind each mixer and within each feed-forward network.
         positions: "none", "sinusoidal" (added), "sinusoidal-concat", "learned", "rotary" (in the
             mixers), or "learned-rotary", both: relative places and absolute ones.
         position_width: width of "sinusoidal-concat", by default D / 2.
-        max_len: longest sequence; needed by "learned" only.
+        max_len: longest sequence; needed by "learned", and told to mixers that have a limit.
         final_norm: a LayerNorm behind the last block.
 
     Raises:
@@ -100,7 +105,9 @@ class Stack(nn.Module):
         d_ff: int | None = None,
         head_dim: int | None = None,
         value_dim: int | None = None,
-        mixer: str | MixerFactory = "linear",
+        mixer: MixerChoice = "linear",
+        softmax_share: float | None = None,
+        softmax_window: int | None = None,
         norm: Norm = "post",
         activation: Activation = "relu",
         dropout: float = 0.0,
@@ -112,24 +119,27 @@ class Stack(nn.Module):
         super().__init__()
         check_positive("d_model", d_model)
         check_positive("num_layers", num_layers)
-        factory = mixer_factory(mixer)
+        factories = layer_factories(
+            mixer, num_layers, num_heads,
+            softmax_share=softmax_share, softmax_window=softmax_window,
+        )  # fmt: skip
         encoding = position_encoding(positions, d_model, position_width, max_len)
         self.token_width = encoding.token_width(d_model)
         self.positions = encoding
-        options: dict[str, Any] = {"head_dim": head_dim, "value_dim": value_dim}
-        options = {name: value for name, value in options.items() if value is not None}
-        if "rotary" in positions:
-            options["rotary"] = True
+        given: Any = {
+            "head_dim": head_dim, "value_dim": value_dim, "rotary": "rotary" in positions,
+            "max_len": max_len,
+        }  # fmt: skip
         self.blocks = nn.ModuleList(
             Block(
-                factory(d_model, num_heads, is_causal=is_causal, **options),
+                factory(d_model, num_heads, is_causal=is_causal, **mixer_options(factory, **given)),
                 d_model,
                 4 * d_model if d_ff is None else d_ff,
                 norm=norm,
                 activation=activation,
                 dropout=dropout,
             )
-            for _ in range(num_layers)
+            for factory in factories
         )
         self.final_norm = nn.LayerNorm(d_model) if final_norm else nn.Identity()
 
