@@ -13,7 +13,7 @@ _SOURCES = {
     "linear_attention": "subquad.ops.linear_attention",
     "softmax_attention": "subquad.ops.softmax_attention",
 }
-_SUBMODULES = ("data", "experiments", "layers", "models", "ops", "tasks", "testing")
+_SUBMODULES = ("compat", "data", "experiments", "layers", "models", "ops", "tasks", "testing")
 
 __all__ = ["attention_rows", "linear_attention", "softmax_attention"]
 

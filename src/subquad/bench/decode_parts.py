@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from subquad.layers.frozen import frozen
 from subquad.models import PixelModel
 from subquad.models.stack import StackState
 from subquad.ops.feature_maps import elu_plus_one
-from subquad.ops.linear_attention_step import linear_attention_step_
+from subquad.ops.fused_linear_attention import token_taker
 from subquad.ops.linear_state import LinearState
 from subquad.ops.logistic_mixture import logistic_mixture_sample
 from subquad.ops.softmax_attention import KVCache
@@ -37,10 +38,13 @@ def step_call(
     hidden = torch.randn(batch, model.head.in_features, device=device)
     uniforms = torch.rand(batch, 2, device=device)
 
+    # As ``PixelModel.generate`` does: what no step changes is looked up before.
+    step, head = model.decoder.stepper(batch, model.seq_len), frozen(model.head, batch)
+    table = model.byte_embedding.weight
+
     def run() -> Tensor:
-        drawn = logistic_mixture_sample(model.head(hidden), uniforms, 1.0)
-        token = model.byte_embedding(drawn.view(-1, 1)).squeeze(1)
-        y: Tensor = model.decoder.step_(token, state)[0]
+        drawn = logistic_mixture_sample(head(hidden), uniforms, 1.0)
+        y: Tensor = step(table.index_select(0, drawn), state)[0]
         return y
 
     return run
@@ -63,15 +67,15 @@ def state_update_alone(model: PixelModel, state: StackState) -> Callable[[], obj
     """Return a function that updates and reads the linear states of all layers once."""
     pasts = [past for past in state.mixers if isinstance(past, LinearState)]
     tokens = [
-        (elu_plus_one(torch.randn_like(p.k_sum)), elu_plus_one(torch.randn_like(p.k_sum)),
-         torch.randn_like(p.kv[:, :, 0]))
+        (torch.randn_like(p.k_sum), torch.randn_like(p.k_sum), torch.randn_like(p.kv[:, :, 0]))
         for p in pasts
-    ]  # fmt: skip
+    ]
     copies = [LinearState(p.kv.clone(), p.k_sum.clone()) for p in pasts]
+    take = token_taker(feature_map=elu_plus_one)
 
     def run() -> None:
-        for (phi_q, phi_k, v), past in zip(tokens, copies, strict=True):
-            linear_attention_step_(phi_q, phi_k, v, past)
+        for (q, k, v), past in zip(tokens, copies, strict=True):
+            take(q, k, v, past, None)
 
     return run
 

@@ -29,6 +29,16 @@ Form = TypeVar("Form")
 Reasons = list[str]
 
 
+def check_impl(impl: object) -> None:
+    """Require an ``Impl``.
+
+    Raises:
+        TypeError: if it is something else, a string for instance.
+    """
+    if not isinstance(impl, Impl):
+        raise TypeError(f"impl must be an Impl, got {type(impl).__name__} {impl!r}")
+
+
 def no_reasons() -> Reasons:
     """Return none: what TORCH has against a call."""
     return []
@@ -54,8 +64,7 @@ def resolve(
         ValueError: if ``impl`` names a form that does not exist or cannot take this call, with
             every reason.
     """
-    if not isinstance(impl, Impl):
-        raise TypeError(f"impl must be an Impl, got {type(impl).__name__} {impl!r}")
+    check_impl(impl)
     if impl is Impl.AUTO:
         native = Impl.TRITON if device.type == "cuda" else Impl.CPU
         fits = native in forms and not forms[native][1]()

@@ -72,9 +72,17 @@ def _define(
     torch.library.register_fake(qualified, fake.forward, lib=_library)
     torch.library.register_fake(f"{qualified}_backward", fake.backward, lib=_library)
     torch.library.register_autograd(qualified, differentiate, setup_context=set_up, lib=_library)
+    torch.library.register_autograd(f"{qualified}_backward", _refuse, lib=_library)
     register_flop_formula(getattr(torch.ops.subquad, name))(_forward_flops)
     register_flop_formula(run_backward)(_backward_flops)
     return getattr(torch.ops.subquad, name).default
+
+
+def _refuse(*_: Any) -> None:
+    raise RuntimeError(
+        "a gradient of a gradient must not pass through a native form of linear attention, "
+        "which has none; impl=Impl.TORCH has one where is_causal is False"
+    )
 
 
 def _forward_flops(q_shape: Any, k_shape: Any, v_shape: Any, *_: Any, **__: Any) -> int:
@@ -176,7 +184,11 @@ def _step_cpu(
     is_elu: bool,
     is_normalized: bool,
 ) -> Tensor:
-    return cpu.step(q, k, v, log_decay, cos, sin, kv, k_sum, kv, k_sum, is_elu, is_normalized)
+    out = cpu.step(q, k, v, log_decay, cos, sin, kv, k_sum, kv, k_sum, is_elu, is_normalized)
+    for state in (kv, k_sum):
+        if not state.is_inference():  # so that a backward that needs the old state notices
+            torch.autograd.graph.increment_version(state)
+    return out
 
 
 def _step_triton(

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from subquad.layers.frozen import Map, frozen
+from subquad.layers.frozen import Map, frozen, is_plain
 from subquad.ops.checks import check_choice, check_fraction, check_positive
 
 Norm = Literal["post", "pre"]
@@ -54,6 +54,23 @@ class FeedForward(nn.Module):
 
 def _feed(x: Tensor, inner: Map, activate: Map, dropout: Map, outer: Map) -> Tensor:
     return outer(dropout(activate(inner(x))))
+
+
+def _frozen_feed_forward(module: nn.Module, rows: int) -> Map:
+    """Return a block's own network frozen; one that was put in its place, or hooked, as it is."""
+    return module.frozen(rows) if type(module) is FeedForward and is_plain(module) else module
+
+
+def _has_stepper(mixer: Any) -> bool:
+    """Return whether a mixer has a ``stepper`` that does what its ``step_`` does.
+
+    A subclass with another ``step_`` has inherited one that does not.
+    """
+    owners = [
+        next((kind for kind in type(mixer).__mro__ if name in vars(kind)), None)
+        for name in ("stepper", "step_")
+    ]
+    return owners[0] is not None and owners[0] is owners[1]
 
 
 class _Parts(NamedTuple):
@@ -124,12 +141,11 @@ class Block(nn.Module):
         """
         parts = _Parts(
             frozen(self.mixer_norm, batch_size),
-            self.feed_forward.frozen(batch_size),
+            _frozen_feed_forward(self.feed_forward, batch_size),
             frozen(self.feed_forward_norm, batch_size),
             frozen(self.dropout, batch_size),
         )
-        has_own = hasattr(self.mixer, "stepper")
-        take = self.mixer.stepper(batch_size) if has_own else self.mixer.step_
+        take = self.mixer.stepper(batch_size) if _has_stepper(self.mixer) else self.mixer.step_
         return lambda x_t, state: self._step(x_t, state, take, parts)
 
     def _parts(self) -> _Parts:

@@ -23,7 +23,7 @@ def frozen(module: nn.Module, rows: int) -> Map:
         module: of one tensor, giving one tensor.
         rows: how many tokens there will be at once.
     """
-    if not _is_plain(module):
+    if not is_plain(module):
         return module
     if type(module) is nn.Dropout and not (module.training and module.p):
         return _identity
@@ -34,7 +34,8 @@ def frozen(module: nn.Module, rows: int) -> Map:
     return module
 
 
-def _is_plain(module: nn.Module) -> bool:
+def is_plain(module: nn.Module) -> bool:
+    """Return whether calling ``module`` is no more than its class's ``forward``."""
     return not (module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
 
 

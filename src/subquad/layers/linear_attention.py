@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from subquad.kernels.dispatch import Impl
+from subquad.kernels.dispatch import Impl, check_impl
 from subquad.layers.attention_rows import Attended
 from subquad.layers.frozen import frozen
 from subquad.layers.heads import Heads, RotaryPositions, check_causal, check_step
@@ -19,16 +19,13 @@ from subquad.ops.feature_maps import FeatureMap, check_normalize, elu_plus_one, 
 from subquad.ops.fused_linear_attention import (
     attend_all,
     attend_past,
+    take_token,
     take_token_,
     token_taker,
 )
 from subquad.ops.linear_attention import linear_attention_bidirectional, linear_attention_causal
-from subquad.ops.linear_attention_step import linear_attention_step
 from subquad.ops.linear_state import LinearState, linear_state
-from subquad.ops.rotary_linear_attention import (
-    rotary_linear_attention,
-    rotary_linear_attention_step,
-)
+from subquad.ops.rotary_linear_attention import rotary_linear_attention
 from subquad.ops.rotation import Rotation
 
 
@@ -68,6 +65,7 @@ class LinearAttention(nn.Module):
     ) -> None:
         super().__init__()
         check_normalize(feature_map, normalize)
+        check_impl(impl)
         self.is_causal, self.normalize, self.feature_map = is_causal, normalize, feature_map
         self.impl = impl
         self.heads = Heads(d_model, num_heads, head_dim=head_dim, value_dim=value_dim, bias=bias)
@@ -117,15 +115,10 @@ class LinearAttention(nn.Module):
         """Mix one more token (B, D); ``state`` stays as it is."""
         x, rotation, past = self._enter(x_t, state)
         q, k, v = self.heads.split(x)
-        with no_autocast(x):
-            phi_q, phi_k = self.feature_map(q).squeeze(2), self.feature_map(k).squeeze(2)
-        v = v.squeeze(2)
-        if rotation is None:
-            y, past = linear_attention_step(phi_q, phi_k, v, past, normalize=self.normalize)
-        else:
-            y, past = rotary_linear_attention_step(
-                phi_q, phi_k, v, rotation, past, normalize=self.normalize
-            )
+        y, past = take_token(
+            q.squeeze(2), k.squeeze(2), v.squeeze(2), past, feature_map=self.feature_map,
+            rotation=rotation, normalize=self.normalize, impl=self.impl,
+        )  # fmt: skip
         return self._leave(y), self.rotary_positions.advance(past, state, 1)
 
     def step_(self, x_t: Token, state: Any) -> tuple[Token, Any]:
@@ -215,6 +208,7 @@ class LinearCrossAttention(nn.Module):
     ) -> None:
         super().__init__()
         check_normalize(feature_map, normalize)
+        check_impl(impl)
         self.feature_map, self.normalize, self.impl = feature_map, normalize, impl
         self.heads = Heads(
             d_model, num_heads, head_dim=head_dim, value_dim=value_dim, bias=bias,

@@ -9,8 +9,8 @@ from subquad.models.decoder import TransformerDecoder
 from subquad.ops.state import state_size_bytes
 
 SHARE_OF_FREE_MEMORY = 0.5
-# A cache that grows by doubling holds up to twice its content, and the old copy while it grows.
 PROBED_TOKENS = 512  # from which the growth of a state is taken
+# A cache that grows by doubling holds up to twice its content, and the old copy while it grows.
 GROWTH_FACTOR = 3
 # Rough count of tensors as wide as the feed-forward network alive at once while a prefix is read.
 LIVE_ACTIVATIONS = 4

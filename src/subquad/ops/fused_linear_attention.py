@@ -17,13 +17,14 @@ from subquad.kernels.dispatch import Impl
 from subquad.ops.checks import check_key_mask, check_qkv, check_same_device, check_shape
 from subquad.ops.feature_maps import EluPlusOne, FeatureMap, no_autocast
 from subquad.ops.linear_attention import linear_attention_bidirectional, linear_attention_chunked
-from subquad.ops.linear_attention_step import linear_attention_step_
+from subquad.ops.linear_attention_step import linear_attention_step, linear_attention_step_
 from subquad.ops.linear_state import LinearState, check_linear_state
 from subquad.ops.native_linear_attention import Request, native_operator, native_step, run_native
 from subquad.ops.rotary_linear_attention import (
     check_rotation,
     rotary_linear_attention,
     rotary_linear_attention_chunked,
+    rotary_linear_attention_step,
     rotary_linear_attention_step_,
 )
 from subquad.ops.rotation import Rotation
@@ -46,8 +47,9 @@ def attend_all(
     if rotation is not None:
         check_rotation(rotation, k.shape[0], k.shape[2], feature_map.num_features(k.shape[3]))
     operator = None
-    if isinstance(feature_map, EluPlusOne):
-        operator = native_operator(Request(q, k, v, is_causal=False), impl)
+    if type(feature_map) is EluPlusOne:
+        request = Request(q, k, v, rotation=rotation, is_causal=False, feature_map=feature_map)
+        operator = native_operator(request, impl)
     if operator is not None:
         return run_native(
             operator, q, k, v, rotation=rotation, key_mask=key_mask, maps_by_elu=True,
@@ -79,11 +81,12 @@ def attend_past(
     """Attend causally, going on from ``state``. Errors as ``linear_attention_chunked``."""
     check_qkv(q, k, v, is_causal=True)
     check_key_mask(key_mask, k, k.shape[0], k.shape[2])
-    if isinstance(feature_map, EluPlusOne):
+    if type(feature_map) is EluPlusOne:
         check_linear_state(state, k, v)
         if rotation is not None:
             check_rotation(rotation, k.shape[0], k.shape[2], k.shape[3])
-        operator = native_operator(Request(q, k, v, state), impl)
+        request = Request(q, k, v, state, rotation=rotation, feature_map=feature_map)
+        operator = native_operator(request, impl)
         if operator is not None:
             return run_native(
                 operator, q, k, v, state, rotation=rotation, key_mask=key_mask, maps_by_elu=True,
@@ -117,6 +120,30 @@ def take_token_(
     """
     take = token_taker(feature_map=feature_map, normalize=normalize, impl=impl)
     return take(q, k, v, state, rotation)
+
+
+def take_token(
+    q: Float[Tensor, "B H D"],
+    k: Float[Tensor, "B H D"],
+    v: Float[Tensor, "B H V"],
+    state: LinearState,
+    *,
+    feature_map: FeatureMap,
+    rotation: Rotation | None = None,
+    normalize: bool = True,
+    impl: Impl = Impl.AUTO,
+) -> tuple[Float[Tensor, "B H V"], LinearState]:
+    """Take one more token as ``take_token_`` does, leaving ``state`` as it is."""
+    if _checked_step(q, k, v, state, feature_map, rotation, impl) is not None:
+        after = LinearState(state.kv.clone(), state.k_sum.clone())
+        return take_token_(
+            q, k, v, after, feature_map=feature_map, rotation=rotation, normalize=normalize,
+            impl=impl,
+        )  # fmt: skip
+    phi_q, phi_k = _mapped(q, feature_map), _mapped(k, feature_map)
+    if rotation is None:
+        return linear_attention_step(phi_q, phi_k, v, state, normalize=normalize)
+    return rotary_linear_attention_step(phi_q, phi_k, v, rotation, state, normalize=normalize)
 
 
 def token_taker(
@@ -154,14 +181,15 @@ def _checked_step(
     impl: Impl,
 ) -> Any:
     """Return the native operator for such a token, or None for the torch form."""
-    if not isinstance(feature_map, EluPlusOne):
-        return None  # the torch form checks what is mapped
     check_shape("q", q, k.shape)
     check_same_device("q", q, k)
-    check_linear_state(state, k, v)
-    if rotation is not None:
-        check_rotation(rotation, len(k), 1, k.shape[-1])
-    return native_step(Request(q, k, v, state), impl)
+    check_shape("v", v, (*k.shape[:2], v.shape[-1]))
+    if type(feature_map) is EluPlusOne:  # else the torch form checks what is mapped
+        check_linear_state(state, k, v)
+        if rotation is not None:
+            check_rotation(rotation, len(k), 1, k.shape[-1])
+    request = Request(q, k, v, state, rotation=rotation, feature_map=feature_map)
+    return native_step(request, impl)
 
 
 def _take_mapped(
@@ -173,8 +201,12 @@ def _take_mapped(
     rotation: Rotation | None,
     normalize: bool,
 ) -> tuple[Tensor, LinearState]:
-    with no_autocast(v):  # a map may have weights by head, so it is given (B, H, 1, D)
-        phi_q, phi_k = (feature_map(x.unsqueeze(2)).squeeze(2) for x in (q, k))
+    phi_q, phi_k = _mapped(q, feature_map), _mapped(k, feature_map)
     if rotation is None:
         return linear_attention_step_(phi_q, phi_k, v, state, normalize=normalize)
     return rotary_linear_attention_step_(phi_q, phi_k, v, rotation, state, normalize=normalize)
+
+
+def _mapped(x: Float[Tensor, "B H D"], feature_map: FeatureMap) -> Float[Tensor, "B H K"]:
+    with no_autocast(x):  # a map may have weights by head, so it is given (B, H, 1, D)
+        return feature_map(x.unsqueeze(2)).squeeze(2)

@@ -89,9 +89,11 @@ def linear_attention(
             k = k.masked_fill(~key_mask[:, None, :, None], 0)
             broken = _broken_queries(q, feature_map)
             q = q.masked_fill(broken, 0)
-        request = Request(q, k, v, log_decay=log_decay, is_causal=is_causal)
         operator = None
-        if isinstance(feature_map, EluPlusOne) and cu_seqlens is None:
+        if type(feature_map) is EluPlusOne and cu_seqlens is None:
+            request = Request(
+                q, k, v, log_decay=log_decay, is_causal=is_causal, feature_map=feature_map
+            )
             operator = native_operator(request, impl)
         if operator is not None:
             y, _ = run_native(
@@ -251,7 +253,7 @@ def linear_attention_chunked(
         ValueError: if ``chunk_size`` is below 1, a shape does not fit or ``impl`` cannot do this.
     """
     _check_chunked(phi_q, phi_k, v, state, key_mask, log_decay, chunk_size)
-    request = Request(phi_q, phi_k, v, state, log_decay, chunk_size)
+    request = Request(phi_q, phi_k, v, state, log_decay, chunk_size=chunk_size)
     operator = native_operator(request, impl)
     if operator is not None:
         return run_native(

@@ -15,6 +15,8 @@ from torch import Tensor
 from subquad.kernels.cpu import library
 from subquad.kernels.dispatch import Impl, Reasons, no_reasons, resolve
 from subquad.kernels.operators import OPERATORS, STEP_OPERATORS
+from subquad.ops.checks import check_same_device
+from subquad.ops.feature_maps import EluPlusOne, FeatureMap
 from subquad.ops.linear_state import LinearState
 from subquad.ops.rotation import Rotation
 
@@ -33,8 +35,15 @@ class Request(NamedTuple):
     v: Tensor
     state: LinearState | None = None
     log_decay: Tensor | None = None
+    rotation: Rotation | None = None
     chunk_size: int | None = None
     is_causal: bool = True
+    feature_map: FeatureMap | None = None  # None: q and k are mapped already
+
+    @property
+    def maps_by_elu(self) -> bool:
+        """Whether the kernel shall map by elu + 1 on the way."""
+        return type(self.feature_map) is EluPlusOne
 
 
 def native_operator(request: Request, impl: Impl) -> Any:
@@ -44,6 +53,7 @@ def native_operator(request: Request, impl: Impl) -> Any:
         TypeError: if ``impl`` is no ``Impl``.
         ValueError: if ``impl`` names a form that cannot take the call.
     """
+    _check_devices(request)
     forms: dict[Impl, Any] = {Impl.TORCH: (None, no_reasons)}
     for x, operator in OPERATORS.items():
         forms[x] = (operator, partial(_reasons, x, request))
@@ -56,6 +66,7 @@ def native_step(request: Request, impl: Impl) -> Any:
     q and k are (B, H, K), v is (B, H, V); errors as ``native_operator``. Gradients need the torch
     form, which AUTO takes where they are asked for.
     """
+    _check_devices(request)
     forms: dict[Impl, Any] = {Impl.TORCH: (None, no_reasons)}
     for x, operator in STEP_OPERATORS.items():
         forms[x] = (operator, partial(_step_reasons, x, request))
@@ -87,15 +98,19 @@ def run_native(
 
 def _reasons(impl: Impl, request: Request) -> Reasons:
     """Say everything that keeps a native form from this call."""
-    q, k, v, state, log_decay, chunk_size, is_causal = request
+    q, k, v, state, log_decay, rotation, chunk_size, is_causal, feature_map = request
     reasons = _cpu_reasons(q) if impl is Impl.CPU else _triton_reasons(q, v, is_causal)
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dtype not in DTYPES[impl]:
             reasons.append(f"it does not take {name} of {x.dtype}")
     if q.dtype != k.dtype:
         reasons.append(f"it needs q and k of one dtype, not {q.dtype} and {k.dtype}")
-    if state is not None and state.kv.dtype != torch.float32:
-        reasons.append(f"its state is float32, not {state.kv.dtype}")
+    if feature_map is not None and not request.maps_by_elu:
+        reasons.append(f"of maps it knows elu + 1 alone, not {type(feature_map).__name__}")
+    if state is not None and any(x.dtype != torch.float32 for x in state):
+        reasons.append(f"its state is float32, not {state.kv.dtype} and {state.k_sum.dtype}")
+    if rotation is not None and torch.is_grad_enabled() and any(x.requires_grad for x in rotation):
+        reasons.append("it gives a rotation no gradient")
     if log_decay is not None and log_decay.dim() == 4:
         reasons.append("it takes one log_decay a token, not one a feature")
     if chunk_size is not None:
@@ -105,11 +120,22 @@ def _reasons(impl: Impl, request: Request) -> Reasons:
     return reasons
 
 
+def _check_devices(request: Request) -> None:
+    """Require one device: a kernel takes addresses, and another device's would be followed."""
+    others: dict[str, Tensor | None] = {"v": request.v, "log_decay": request.log_decay}
+    if request.rotation is not None:
+        others["rotation.cos"], others["rotation.sin"] = request.rotation
+    for name, x in others.items():
+        if x is not None:
+            check_same_device(name, x, request.q)
+
+
 def _step_reasons(impl: Impl, request: Request) -> Reasons:
     reasons = _reasons(impl, request)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in request[:3]):
+    state = () if request.state is None else request.state
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (*request[:3], *state)):
         reasons.append("it writes into the state, which a gradient cannot pass")
-    if request.state is not None and not all(x.is_contiguous() for x in request.state):
+    if not all(x.is_contiguous() for x in state):
         reasons.append("its state must lie in memory in one piece")
     if impl is Impl.TRITON and request.log_decay is not None:
         reasons.append("its step takes no log_decay")

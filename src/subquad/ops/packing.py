@@ -14,7 +14,7 @@ Attend = Callable[..., Tensor]
 
 
 def run_packed(
-    attend: Attend, cu_seqlens: Int[Tensor, " S_plus_1"], *tensors: Float[Tensor, "1 H T *_"]
+    attend: Attend, cu_seqlens: Int[Tensor, " S_plus_1"], *tensors: Float[Tensor, "1 _ T *_"]
 ) -> Float[Tensor, "1 H T V"]:
     """Run ``attend(*padded, key_mask)`` on packed sequences; none sees another.
 
@@ -24,7 +24,7 @@ def run_packed(
     Args:
         attend: takes the padded tensors (S, H, L, ...) and a key_mask (S, L), returns (S, H, L, V).
         cu_seqlens: borders 0, ..., T; checked by the caller. Empty sequences are passed over.
-        tensors: each (1, H, T, ...).
+        tensors: each (1, H, T, ...), or (1, 1, T, ...) where all heads share one.
     """
     spans = [(b - a, a) for a, b in pairwise(cu_seqlens.tolist()) if b > a]
     spans.sort()

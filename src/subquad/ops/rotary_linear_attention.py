@@ -73,23 +73,30 @@ def rotary_linear_attention(
     """
     _check(phi_q, phi_k, v, rotation, key_mask)
     check_cu_seqlens(cu_seqlens, key_mask, phi_k.shape[0], phi_k.shape[2])
-    if cu_seqlens is None:
-        operator = native_operator(Request(phi_q, phi_k, v, is_causal=is_causal), impl)
-        if operator is not None:
-            return run_native(
-                operator, phi_q, phi_k, v, rotation=rotation, key_mask=key_mask,
-                maps_by_elu=False, normalize=normalize, is_causal=is_causal,
-            )[0]  # fmt: skip
+    if cu_seqlens is not None:
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, *turn_and_mask: Tensor) -> Tensor:
+            cos, sin, mask = turn_and_mask
+            return rotary_linear_attention(
+                q, k, v, Rotation(cos.squeeze(1), sin.squeeze(1)),
+                is_causal=is_causal, key_mask=mask, normalize=normalize, impl=impl,
+            )  # fmt: skip
+
+        turn = (x.unsqueeze(1) for x in rotation)  # packing cuts tensors with an axis of heads
+        return run_packed(attend, cu_seqlens, phi_q, phi_k, v, *turn)
+    request = Request(phi_q, phi_k, v, rotation=rotation, is_causal=is_causal)
+    operator = native_operator(request, impl)
+    if operator is not None:
+        return run_native(
+            operator, phi_q, phi_k, v, rotation=rotation, key_mask=key_mask,
+            maps_by_elu=False, normalize=normalize, is_causal=is_causal,
+        )[0]  # fmt: skip
     form = _causal if is_causal else _bidirectional
-
-    def attend(q: Tensor, k: Tensor, rq: Tensor, rk: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        return form(q, k, rq, rk, v, key_mask=mask, normalize=normalize)
-
     with no_autocast(v):
-        tensors = (phi_q, phi_k, rotation(phi_q), rotation(phi_k), v)
-        if cu_seqlens is not None:
-            return run_packed(attend, cu_seqlens, *tensors)
-        return form(*tensors, key_mask=key_mask, normalize=normalize)
+        return form(
+            phi_q, phi_k, rotation(phi_q), rotation(phi_k), v,
+            key_mask=key_mask, normalize=normalize,
+        )  # fmt: skip
 
 
 def rotary_linear_attention_quadratic(
@@ -141,7 +148,9 @@ def rotary_linear_attention_chunked(
     check_linear_state(state, phi_k, v)
     if chunk_size is not None:
         check_positive("chunk_size", chunk_size)
-    operator = native_operator(Request(phi_q, phi_k, v, state, chunk_size=chunk_size), impl)
+    operator = native_operator(
+        Request(phi_q, phi_k, v, state, rotation=rotation, chunk_size=chunk_size), impl
+    )
     if operator is not None:
         return run_native(
             operator, phi_q, phi_k, v, state, rotation=rotation, key_mask=key_mask,
@@ -221,7 +230,7 @@ def _bidirectional(
     dtype = empty_past(phi_k, v).kv.dtype
     # v is widened, so that the numerator is not rounded to v's dtype before it is divided.
     numerator = linear_attention_bidirectional(
-        rotated_q, rotated_k, v.to(dtype), key_mask=key_mask, normalize=False
+        rotated_q, rotated_k, v.to(dtype), key_mask=key_mask, normalize=False, impl=Impl.TORCH
     )
     k_sum = _valid(phi_k, key_mask).to(dtype).sum(2, keepdim=True)
     return finish(numerator, (phi_q.to(dtype) * k_sum).sum(-1), normalize, v.dtype)

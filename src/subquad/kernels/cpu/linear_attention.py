@@ -159,6 +159,7 @@ def step(
 
     The four state tensors are contiguous float32. Returns the output (B, H, V).
     """
+    _check_state(q, v, kv, k_sum)
     keep: list[Tensor] = []
     call = _Step()
     call.batch, call.heads, call.k, call.v = *q.shape, v.shape[-1]
@@ -171,6 +172,8 @@ def step(
     call.q, call.key, call.value = (_token(_rows(keep, x)) for x in (q, k, v))
     call.out = _token(out)
     if log_decay is not None:
+        log_decay = log_decay.float()
+        keep.append(log_decay)
         call.log_decay = _Tensor(log_decay.data_ptr(), *log_decay.stride(), 0)
     if cos is not None and sin is not None:
         cos, sin = _rows(keep, cos.float()), _rows(keep, sin.float())
@@ -181,6 +184,21 @@ def step(
     if q.numel():
         library.call("linear_step", call)
     return out
+
+
+def _check_state(q: Tensor, v: Tensor, kv: Tensor, k_sum: Tensor) -> None:
+    # A loop over tokens checks at its first call alone, and this writes to memory.
+    batch, heads, features = q.shape
+    wanted = (batch, heads, features, v.shape[2])
+    if kv.shape != wanted or k_sum.shape != wanted[:3] or v.shape[:2] != wanted[:2]:
+        raise ValueError(
+            f"state must have the shapes {wanted} and {wanted[:3]} of its token, "
+            f"got {tuple(kv.shape)} and {tuple(k_sum.shape)}"
+        )
+    if not (kv.is_contiguous() and k_sum.is_contiguous()):
+        raise ValueError(
+            f"state must lie in memory in one piece, got strides {kv.stride()} and {k_sum.stride()}"
+        )
 
 
 def outputs(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -211,6 +229,8 @@ def _inputs(
 ) -> Any:
     """Fill in what forward and backward share; ``keep`` holds copies as long as they are needed."""
     call: Any = _Linear()
+    if q.shape[2] == 0 or k.shape[2] == 0:
+        raise ValueError(f"q and k must have tokens, got {q.shape[2]} and {k.shape[2]}")
     call.batch, call.heads, call.time, call.k = q.shape
     call.key_time, call.v = k.shape[2], v.shape[3]
     call.is_qk_bf16, call.is_v_bf16 = q.dtype == torch.bfloat16, v.dtype == torch.bfloat16

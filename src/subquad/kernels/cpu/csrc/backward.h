@@ -133,7 +133,7 @@ class Backward {
             if (d == 0)
                 fill_zero(g_ + i * vw_, vw_);
             else
-                scale(g_ + i * vw_, 1 / d, vw_);
+                divide(g_ + i * vw_, d, vw_);
         }
     }
 

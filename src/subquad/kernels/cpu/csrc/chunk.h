@@ -119,6 +119,16 @@ SUBQUAD_INLINE void scale(float* x, float factor, int64_t count) {
     for (int64_t j = 0; j < count; j += LANES) store(x + j, load(x + j) * f);
 }
 
+// Divide a row. By a factor, for a division of each number would take a sixth of the time; but where
+// that factor overflows, as for a denominator below 3e-39, the quotient may still be a number.
+SUBQUAD_INLINE void divide(float* x, float d, int64_t count) {
+    const float factor = 1 / d;
+    if (std::fabs(factor) <= 3.4e38f || d != d)
+        scale(x, factor, count);
+    else
+        for (int64_t j = 0; j < count; j += LANES) store(x + j, load(x + j) / splat(d));
+}
+
 // Rotate each pair (2p, 2p + 1) of a row by its angle, or back (``sign`` -1).
 inline void rotate_row(const float* from, const float* cos, const float* sin, float sign, int k,
                        int width, float* to) {

@@ -120,10 +120,14 @@ inline void finish_grad_decay(const subquad_linear& c, int64_t head, State end) 
         if (grad_k_sum) flow += double(grad_k_sum[i]) * end.k_sum[i];
     }
     const Reader reader(c);
+    const float* g = static_cast<const float*>(c.log_decay.data);
     float* terms = c.grad_log_decay + head * c.time;
     for (int64_t t = c.time - 1; t >= 0; t--) {
         flow += terms[t];
-        terms[t] = reader.is_hidden(head, t) ? 0 : float(flow);
+        const bool is_hidden = reader.is_hidden(head, t);
+        // Nothing flows past a reset: what is left of the sum is rounding.
+        if (!is_hidden && g[offset(c.log_decay, c.heads, head, t)] == -INFINITY) flow = 0;
+        terms[t] = is_hidden ? 0 : float(flow);
     }
 }
 

@@ -95,7 +95,7 @@ class Forward {
         sum_lanes(partial_, padded(rows), denominator_);
     }
 
-    // Divide (by a factor: a division for each number would take a sixth of the time) and write; a row whose denominator is exactly 0 becomes 0.
+    // Divide and write; a row whose denominator is exactly 0 becomes 0.
     void finish(int64_t head, int64_t t, int rows) {
         std::memcpy(c_.denominator + head * c_.time + t, denominator_, size_t(rows) * 4);
         for (int i = 0; i < rows; i++) {
@@ -105,7 +105,7 @@ class Forward {
                 if (d == 0)
                     fill_zero(row, vw_);
                 else
-                    scale(row, 1 / d, vw_);
+                    divide(row, d, vw_);
             }
             store_row(c_.out.data, c_.is_v_bf16, offset(c_.out, c_.heads, head, t + i), int(c_.v),
                       row);
