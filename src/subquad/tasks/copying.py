@@ -39,6 +39,4 @@ class CopyTask(MarkedTokensTask):
         def draw(seed: int, step: int) -> CopyBatch:
             return copy_batch(batch_size, seed=seed, step=step, **sizes)
 
-        super().__init__(
-            model, draw, batch_size=batch_size, seed=seed, name="copying", sizes=sizes
-        )
+        super().__init__(model, draw, batch_size=batch_size, seed=seed, name="copying", sizes=sizes)
