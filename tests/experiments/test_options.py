@@ -8,6 +8,7 @@ from subquad.experiments.mnist_pixels import EXPERIMENT as MNIST
 from subquad.experiments.options import (
     ModelOptions,
     Positions,
+    RowsOptions,
     TrainOptions,
     resolve_duration,
     train_config,
@@ -35,9 +36,12 @@ def test_names_at_the_command_line_are_those_of_the_library():
 def test_every_preset_is_valid_and_the_same_for_all_mixers(name, scale):
     presets = [EXPERIMENTS[name].preset(scale, mixer) for mixer in MIXER_HELP]
     for options, mixer in zip(presets, MIXER_HELP, strict=True):
-        model = options.model if mixer == "lstm" else presets[0].model  # of other positions
-        assert options == dataclasses.replace(presets[0], mixer=mixer, model=model)
-        assert "rotary" not in options.model.positions or mixer != "lstm"
+        if isinstance(options, RowsOptions):  # the mixers are in its rows
+            assert options == presets[0]
+        else:
+            model = options.model if mixer == "lstm" else presets[0].model  # of other positions
+            assert options == dataclasses.replace(presets[0], mixer=mixer, model=model)
+            assert "rotary" not in options.model.positions or mixer != "lstm"
         assert options.scale == scale
         assert options.model.d_model % options.model.num_heads == 0
         train_config(options)

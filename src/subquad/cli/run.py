@@ -110,8 +110,10 @@ def run_all(words: list[str]) -> int:
     for experiment, chosen in runs:
         name = default_folder(experiment.name, chosen.mixer, chosen.scale, chosen.seed).name
         folder = options.out / name
-        show_results(_start(experiment, chosen, folder, ["subquad", "run-all", *words]), folder)
-        folders.setdefault(experiment.name, []).append(folder)
+        results = _start(experiment, chosen, folder, ["subquad", "run-all", *words])
+        show_results(results, folder)
+        if "rows" not in results:  # they stand side by side already
+            folders.setdefault(experiment.name, []).append(folder)
     from subquad.experiments.compare import compare_runs
 
     for name, compared in folders.items():
@@ -166,9 +168,12 @@ def show_estimate(rows: list[tuple[str, str, Json]]) -> None:
 
 
 def show_results(results: Json, folder: Path) -> None:
-    """Print the line that matters, and where the rest is."""
+    """Print the line that matters, or the table of rows, and where the rest is."""
     from subquad.experiments.report import number
 
+    if "rows" in results:
+        _show_rows(results, folder)
+        return
     name = f"{results['experiment']}, {results['mixer']}"
     console().print(
         f"{name}: [bold]{number(results['test'])} {results['unit']}[/bold] on test data"
@@ -176,6 +181,23 @@ def show_results(results: Json, folder: Path) -> None:
     for claim in results["claims"]:
         if claim["unit"] == results["unit"]:
             console().print(f"  the paper: {claim['value']:g} {claim['unit']} ({claim['source']})")
+    console().print(f"  report: {folder / 'report.html'}")
+
+
+def _show_rows(results: Json, folder: Path) -> None:
+    from rich.table import Table
+
+    from subquad.experiments.rows_report import FIRST, rows_lines
+
+    for group in dict.fromkeys(row["group"] for row in results["rows"]):
+        rows = [row for row in results["rows"] if row["group"] == group]
+        head, lines = rows_lines(rows, only=FIRST)  # the report has them all
+        table = Table(title=f"{results['experiment']}: {group}", title_justify="left")
+        for i, words in enumerate(head):
+            table.add_column(words, justify="right" if i else "left")
+        for line in lines:
+            table.add_row(*line)
+        console().print(table)
     console().print(f"  report: {folder / 'report.html'}")
 
 

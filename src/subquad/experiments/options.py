@@ -43,7 +43,7 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "num_heads", "d_model", "d_ff", "position_width"):
-            _at_least(self, name, 1)
+            at_least(self, name, 1)
         if self.d_model % self.num_heads:
             raise ValueError(
                 f"num_heads must divide d_model ({self.d_model}), got {self.num_heads}"
@@ -142,9 +142,9 @@ class ImageOptions:
     train: TrainOptions
 
     def __post_init__(self) -> None:
-        _at_least(self, "samples", 1)
-        _at_least(self, "completions", 0)
-        _at_least(self, "num_mixtures", 1)
+        at_least(self, "samples", 1)
+        at_least(self, "completions", 0)
+        at_least(self, "num_mixtures", 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,11 +170,36 @@ class CopyOptions(ScaleOptions):
     train: TrainOptions
 
     def __post_init__(self) -> None:
-        _at_least(self, "max_len", 5)
-        _at_least(self, "num_symbols", 1)
+        at_least(self, "max_len", 5)
+        at_least(self, "num_symbols", 1)
 
 
-OptionsT = TypeVar("OptionsT", PixelOptions, CopyOptions)
+@dataclass(frozen=True, kw_only=True)
+class RowsOptions(ScaleOptions):
+    """Options of the experiments that train many models, one a row; see row_options."""
+
+    seed: int = 0
+    """Seed of the weights and of the sequences, the same in all rows."""
+    device: Device = "auto"
+    """auto takes the GPU where there is one."""
+    max_len: int
+    """Length of the sequences to copy."""
+    num_symbols: int = 10
+    """Symbols to copy, besides the separator."""
+    model: ModelOptions
+    train: TrainOptions
+
+    def __post_init__(self) -> None:
+        at_least(self, "max_len", 8)
+        at_least(self, "num_symbols", 1)
+
+    @property
+    def mixer(self) -> str:
+        """What stands for the mixer in names of folders: a run has all of its rows."""
+        return "all"
+
+
+OptionsT = TypeVar("OptionsT", PixelOptions, CopyOptions, RowsOptions)
 
 
 def resolve_duration(options: OptionsT, preset: OptionsT) -> OptionsT:
@@ -198,7 +223,7 @@ def resolve_duration(options: OptionsT, preset: OptionsT) -> OptionsT:
     return options
 
 
-def train_config(options: ImageOptions | CopyOptions) -> TrainConfig:
+def train_config(options: ImageOptions | CopyOptions | RowsOptions) -> TrainConfig:
     """Return the settings of the training loop.
 
     Raises:
@@ -209,7 +234,12 @@ def train_config(options: ImageOptions | CopyOptions) -> TrainConfig:
     return TrainConfig(**settings, betas=betas, seed=options.seed, device=options.device)
 
 
-def _at_least(options: object, name: str, least: int) -> None:
+def at_least(options: object, name: str, least: int) -> None:
+    """Refuse a number below ``least``; None passes.
+
+    Raises:
+        ValueError: if it is.
+    """
     value = getattr(options, name)
     if value is not None and value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")

@@ -2,7 +2,14 @@
 
 from typing import Any
 
-from subquad.experiments import cifar10_pixels, copy_task, mnist_pixels
+from subquad.experiments import (
+    cifar10_pixels,
+    compare_copy,
+    copy_task,
+    feature_maps,
+    hybrid_share,
+    mnist_pixels,
+)
 from subquad.experiments.spec import Experiment, MixerName
 
 EXPERIMENTS: dict[str, Experiment[Any]] = {
@@ -11,10 +18,14 @@ EXPERIMENTS: dict[str, Experiment[Any]] = {
         mnist_pixels.EXPERIMENT,
         cifar10_pixels.EXPERIMENT,
         copy_task.EXPERIMENT,
+        compare_copy.EXPERIMENT,
+        feature_maps.EXPERIMENT,
+        hybrid_share.EXPERIMENT,
     )
 }
 
-# A group names its runs in order: (experiment, mixer).
+# A group names its runs in order: (experiment, mixer). An experiment of many rows has its mixers in
+# the rows, whichever is named here.
 GROUPS: dict[str, tuple[tuple[str, MixerName], ...]] = {
     "mnist-pixels": (("mnist-pixels", "linear"), ("mnist-pixels", "softmax")),
     "cifar10-pixels": (("cifar10-pixels", "linear"), ("cifar10-pixels", "softmax")),
@@ -24,5 +35,16 @@ GROUPS: dict[str, tuple[tuple[str, MixerName], ...]] = {
         ("mnist-pixels", "softmax"),
         ("copy-task", "linear"),
         ("copy-task", "softmax"),
+    ),
+    "mechanisms": (
+        ("compare-copy", "linear"),
+        ("feature-maps", "linear"),
+        ("hybrid-share", "linear"),
+        ("mnist-pixels", "linear"),
+        ("mnist-pixels", "softmax"),
+        ("mnist-pixels", "lsh-1"),
+        ("mnist-pixels", "lsh-4"),
+        ("mnist-pixels", "hybrid"),
+        ("mnist-pixels", "local"),
     ),
 }

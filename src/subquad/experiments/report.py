@@ -62,7 +62,13 @@ def write_report(
             markup.heading(f"Beside the paper ({PAPER}, section 4.1 and Figure 2)"),
             markup.paragraph(copy_differences(rows, config)),
         ]
-    parts += [
+    parts += setting(environment, config)
+    atomic_write_bytes(path, markup.page(title, parts).encode())
+
+
+def setting(environment: Json, config: Json) -> list[str]:
+    """Return the sections that close every report: command, options, environment."""
+    return [
         markup.heading("Command"),
         markup.code(environment.get("command", "")),
         markup.heading("Options"),
@@ -70,7 +76,6 @@ def write_report(
         markup.heading("Environment"),
         markup.table(("", ""), _flat(environment)),
     ]
-    atomic_write_bytes(path, markup.page(title, parts).encode())
 
 
 def our_table(rows: Sequence[Json]) -> str:

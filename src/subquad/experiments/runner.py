@@ -11,6 +11,7 @@ from typing import Any
 from subquad.environment import environment, without_folders
 from subquad.experiments.options import train_config
 from subquad.experiments.report import write_report
+from subquad.experiments.rows_report import write_rows_report
 from subquad.experiments.run_folder import (
     ENVIRONMENT,
     OPTIONS,
@@ -48,15 +49,19 @@ def run_experiment(
         "hardware": hardware(stamp, measured["device"]),
         "claims": [dataclasses.asdict(claim) for claim in experiment.claims.get(options.mixer, ())],
     }
-    write_report(
-        folder / "report.html",
-        title=f"{experiment.name}, {options.mixer} attention, {options.scale} scale",
-        lead=experiment.summary[0].upper() + experiment.summary[1:] + ".",
-        rows=[results],
-        figures=[(folder / name, words) for name, words in results["figures"].items()],
-        environment=stamp,
-        config=as_json(options),
-    )
+    page: Json = {
+        "lead": experiment.summary[0].upper() + experiment.summary[1:] + ".",
+        "figures": [(folder / name, words) for name, words in results["figures"].items()],
+        "environment": stamp,
+        "config": as_json(options),
+    }
+    name = experiment.name
+    if "rows" in results:
+        title = f"{name}, {options.scale} scale"
+        write_rows_report(folder / "report.html", title=title, results=results, **page)
+    else:
+        title = f"{name}, {options.mixer} attention, {options.scale} scale"
+        write_report(folder / "report.html", title=title, rows=[results], **page)
     atomic_write_json(folder / RESULTS, results)
     return results
 

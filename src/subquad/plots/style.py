@@ -8,7 +8,10 @@ from matplotlib.figure import Figure
 
 # A colour each for the mixers, the same in every figure; distinguishable with colour-blindness.
 COLORS = {"linear": "#0072b2", "softmax": "#d55e00"}
-CYCLE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+CYCLE = (
+    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00",
+    "#000000", "#8a8f98", "#7a5195", "#8c564b",
+)  # fmt: skip
 TEXT = "#24292f"
 MUTED = "#6e7781"
 DPI = 144

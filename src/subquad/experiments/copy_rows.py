@@ -1,0 +1,53 @@
+"""The copy task as a row: what the experiments of many rows share."""
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from subquad.experiments.options import RowsOptions, suited_to
+from subquad.layers.registry import MixerFactory
+from subquad.models.language_model import DecoderLM
+from subquad.tasks.copying import CopyTask
+
+COPY = "copy"  # the group of these rows
+ONE_SEED = (
+    "Each row was trained once, with one seed: run again with another --seed before small "
+    "differences are read as more than ties."
+)
+
+
+def language_model(
+    options: RowsOptions,
+    mixer: str | MixerFactory,
+    *,
+    vocab_size: int,
+    max_len: int,
+    softmax_share: float | None = None,
+    softmax_window: int | None = None,
+) -> DecoderLM:
+    """Return a new model; the seed fixes its weights."""
+    sizes = suited_to(mixer, options.model) if isinstance(mixer, str) else options.model
+    torch.manual_seed(options.seed)
+    return DecoderLM(
+        vocab_size,
+        mixer=mixer,
+        max_len=max_len,
+        softmax_share=softmax_share,
+        softmax_window=softmax_window,
+        **dataclasses.asdict(sizes),
+    )
+
+
+def copy_task(options: RowsOptions, mixer: str | MixerFactory, **shares: Any) -> CopyTask:
+    """Return the copy task with a new model; ``shares`` as in ``language_model``."""
+    model = language_model(
+        options, mixer, vocab_size=options.num_symbols + 1, max_len=options.max_len, **shares
+    )
+    return CopyTask(
+        model,
+        batch_size=options.train.batch_size,
+        seed=options.seed,
+        max_len=options.max_len,
+        num_symbols=options.num_symbols,
+    )

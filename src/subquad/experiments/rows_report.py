@@ -1,0 +1,79 @@
+"""report.html of an experiment of many rows: a table for each group, the figures, the remarks."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from subquad.experiments import markup
+from subquad.experiments.report import NONE, Figure, lookup, number, setting
+from subquad.experiments.spec import Json
+from subquad.files import atomic_write_bytes
+
+# A column: its head, and where a row of results holds its value.
+COLUMNS = (
+    ("test {unit}", "test"),
+    ("share right", "test_accuracy"),
+    ("distance from softmax", "distance"),
+    ("features a head", "num_features"),
+    ("softmax heads, %", "softmax_percent"),
+    ("state, bytes", "state_bytes"),
+    ("parameters", "parameters"),
+    ("steps", "steps"),
+    ("minutes", "minutes"),
+    ("sequences a second", "train_sequences_per_second"),
+    ("images a second", "train_images_per_second"),
+)
+FIRST = ("test", "test_accuracy", "distance", "num_features", "state_bytes", "minutes")
+
+
+def write_rows_report(
+    path: Path,
+    *,
+    title: str,
+    lead: str,
+    results: Json,
+    figures: Sequence[Figure],
+    environment: Json,
+    config: Json,
+) -> None:
+    """Write the report of ``results``, which has ``rows`` and ``notes``, to ``path``.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    parts = [f"<h1>{markup.text(title)}</h1>", markup.paragraph(lead, "lead")]
+    for group in dict.fromkeys(row["group"] for row in results["rows"]):
+        rows = [row for row in results["rows"] if row["group"] == group]
+        parts += [markup.heading(f"Measured in this run: {group}"), rows_table(rows)]
+        parts += [
+            markup.paragraph(f"{row['label']}: {row['failed']}.", "note")
+            for row in rows
+            if "failed" in row
+        ]
+    parts += [markup.paragraph(note) for note in results["notes"]]
+    for figure, description in figures:
+        parts += [markup.heading(description), markup.picture(figure, description)]
+    parts += setting(environment, config)
+    atomic_write_bytes(path, markup.page(title, parts).encode())
+
+
+def rows_table(rows: Sequence[Json]) -> str:
+    """Return the table of one group: a line a row, the columns that any of them has."""
+    head, lines = rows_lines(rows)
+    return markup.table(head, lines)
+
+
+def rows_lines(
+    rows: Sequence[Json], *, only: Collection[str] | None = None
+) -> tuple[list[str], list[list[str]]]:
+    """Return that table's head and lines; ``only`` names the columns wanted, such as ``FIRST``."""
+    columns = [
+        (label, key)
+        for label, key in COLUMNS
+        if (only is None or key in only) and any(lookup(row, key) is not None for row in rows)
+    ]
+    lines = []
+    for row in rows:
+        values = [lookup(row, key) for _, key in columns]
+        cells = [NONE if value is None else number(value) for value in values]
+        lines.append([str(row["label"]), *cells])
+    return ["", *(label.format(unit=rows[0]["unit"]) for label, _ in columns)], lines
