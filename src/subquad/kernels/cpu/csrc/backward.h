@@ -32,22 +32,25 @@ class Backward {
     // Gradients of queries [begin, end) from the state before them, whose kv is transposed: (V, width
     // of K). Where causal, their keys are added to it on the way.
     void queries(int64_t head, int64_t begin, int64_t end, State state) {
-        r_.ahead = CHUNK;
         for (int64_t t = begin; t < end; t += CHUNK) {
             const int rows = int(smaller(CHUNK, end - t));
+            expect_queries(head, t + CHUNK);
             load_queries(head, t, rows);
-            product<false>(rows, kw_, int(c_.v), {g_, vw_, 1}, state.kv, kw_, grad_, kw_);
+            product<false>(rows, kw_, int(c_.v), {g_, vw_, 1}, state.kv, kw_, grad_, kw_,
+                           Part::WHOLE, &ahead_);
             if (c_.is_causal) {
                 load_keys(head, t, rows);
                 scale_rows(grad_, kw_, rows, decay_.into);
                 make_grad_scores(rows);
                 product<true>(rows, kw_, rows, {grad_scores_, CHUNK, 1}, turned_k_, kw_, grad_, kw_,
-                              Part::DEPTH_TO_ROW);
+                              Part::DEPTH_TO_ROW, &ahead_);
             }
             turn_back(head, t, rows);
-            add_past_keys(rows, state);
-            write_grad_decay(head, t, rows, q_, 1);
-            write_features(c_.grad_q, false, head, t, rows, q_);
+            const Rows to = begin_rows(c_.grad_q, head, t, q_, 1);
+            for (int j = 0; j < kw_;)
+                j += LANES * (kw_ - j >= 4 * LANES ? finish_queries<4>(rows, j, state, to)
+                                                   : finish_queries<1>(rows, j, state, to));
+            end_rows(c_.grad_q, false, head, t, rows, to);
             if (c_.is_causal) add_keys(rows, state);
         }
     }
@@ -55,13 +58,15 @@ class Backward {
     // Gradients of keys and values [begin, end) from the sums R, r over later queries. Where causal,
     // the queries of the same tokens are added to these on the way.
     void keys(int64_t head, int64_t begin, int64_t end, State later) {
-        r_.ahead = -CHUNK;
         for (int64_t t = begin + (end - begin - 1) / CHUNK * CHUNK; t >= begin; t -= CHUNK) {
             const int rows = int(smaller(CHUNK, end - t));
+            expect_keys(head, t - CHUNK);
             load_keys(head, t, rows);
-            product<false>(rows, vw_, int(c_.k), {turned_k_, kw_, 1}, later.kv, vw_, grad_v_, vw_);
+            product<false>(rows, vw_, int(c_.k), {turned_k_, kw_, 1}, later.kv, vw_, grad_v_, vw_,
+                           Part::WHOLE, &ahead_);
             transpose(later.kv, vw_, kw_, vw_, turned_state_, kw_);
-            product<false>(rows, kw_, int(c_.v), {v_, vw_, 1}, turned_state_, kw_, grad_, kw_);
+            product<false>(rows, kw_, int(c_.v), {v_, vw_, 1}, turned_state_, kw_, grad_, kw_,
+                           Part::WHOLE, &ahead_);
             if (c_.is_causal) {
                 load_queries(head, t, rows);
                 const float* out = decay_.pairs + (rows - 1) * CHUNK;
@@ -70,9 +75,11 @@ class Backward {
                 add_own_chunk(rows);
             }
             turn_back(head, t, rows);
-            add_later_queries(rows, later);
-            write_grad_decay(head, t, rows, k_, -1);
-            write_features(c_.grad_key, true, head, t, rows, k_);
+            const Rows to = begin_rows(c_.grad_key, head, t, k_, -1);
+            for (int j = 0; j < kw_;)
+                j += LANES * (kw_ - j >= 4 * LANES ? finish_keys<4>(rows, j, later, to)
+                                                   : finish_keys<1>(rows, j, later, to));
+            end_rows(c_.grad_key, true, head, t, rows, to);
             write_values(head, t, rows);
             if (c_.is_causal) add_queries(rows, later);
         }
@@ -80,11 +87,14 @@ class Backward {
 
     // Add the keys [begin, end) to a state with transposed kv; returns the decay over all of them.
     float key_sums(int64_t head, int64_t begin, int64_t end, State state) {
-        r_.ahead = CHUNK;
         float total = 1;
         for (int64_t t = begin; t < end; t += CHUNK) {
             const int rows = int(smaller(CHUNK, end - t));
+            ahead_.clear();
+            r_.expect(c_.key, true, head, t + CHUNK, ahead_);
+            r_.expect(c_.value, false, head, t + CHUNK, ahead_);
             load_keys(head, t, rows);
+            sum_rows(k_, rows, kw_, r_.decays() ? decay_.step : nullptr, local_);
             add_keys(rows, state);
             if (r_.decays()) total *= decay_.total(rows);
         }
@@ -93,15 +103,17 @@ class Backward {
 
     // Add the queries [begin, end) to R and r, the last first.
     float query_sums(int64_t head, int64_t begin, int64_t end, State later) {
-        r_.ahead = -CHUNK;
         float total = 1;
         for (int64_t t = begin + (end - begin - 1) / CHUNK * CHUNK; t >= begin; t -= CHUNK) {
             const int rows = int(smaller(CHUNK, end - t));
+            ahead_.clear();
+            expect_gradients(head, t - CHUNK);
             load_queries(head, t, rows);
             if (r_.decays()) {
                 r_.decay(head, t, rows, decay_);
                 total *= decay_.total(rows);
             }
+            sum_queries(rows);
             add_queries(rows, later);
         }
         return total;
@@ -109,6 +121,32 @@ class Backward {
 
   private:
     float* take_rows(int width) { return scratch_.take(size_t(CHUNK) * width); }
+
+    // What load_queries reads, for the chunk at t.
+    void expect_gradients(int64_t head, int64_t t) {
+        r_.expect(c_.q, true, head, t, ahead_);
+        r_.expect(c_.grad_out, false, head, t, ahead_);
+        if (c_.is_normalized) r_.expect(c_.out, false, head, t, ahead_);
+    }
+
+    void expect_queries(int64_t head, int64_t t) {
+        ahead_.clear();
+        expect_gradients(head, t);
+        if (c_.is_causal) {
+            r_.expect(c_.key, true, head, t, ahead_);
+            r_.expect(c_.value, false, head, t, ahead_);
+        }
+        r_.expect(c_.grad_q, true, head, t, ahead_);
+    }
+
+    void expect_keys(int64_t head, int64_t t) {
+        ahead_.clear();
+        r_.expect(c_.key, true, head, t, ahead_);
+        r_.expect(c_.value, false, head, t, ahead_);
+        if (c_.is_causal) expect_gradients(head, t);
+        r_.expect(c_.grad_key, true, head, t, ahead_);
+        r_.expect(c_.grad_value, false, head, t, ahead_);
+    }
 
     void load_keys(int64_t head, int64_t t, int rows) {
         r_.features(c_.key, true, head, t, rows, k_, turned_k_);
@@ -122,9 +160,15 @@ class Backward {
         r_.values(c_.grad_out, false, head, t, rows, g_);
         fill_zero(e_, CHUNK);
         if (!c_.is_normalized) return;
-        r_.values(c_.out, false, head, t, rows, out_);
-        for (int i = 0; i < padded(rows); i++)
-            store(partial_ + i * LANES, dot(g_ + i * vw_, out_ + i * vw_, vw_));
+        const bool is_direct = !c_.is_v_bf16 && c_.v == vw_;
+        if (!is_direct) r_.values(c_.out, false, head, t, rows, out_);
+        for (int i = 0; i < rows; i++) {
+            const float* out = is_direct ? static_cast<const float*>(c_.out.data) +
+                                               offset(c_.out, c_.heads, head, t + i)
+                                         : out_ + i * vw_;
+            store(partial_ + i * LANES, dot(g_ + i * vw_, out, vw_));
+        }
+        fill_zero(partial_ + rows * LANES, int64_t(padded(rows) - rows) * LANES);
         sum_lanes(partial_, padded(rows), e_);
         const float* denominator = c_.denominator + head * c_.time + t;
         for (int i = 0; i < rows; i++) {
@@ -133,7 +177,7 @@ class Backward {
             if (d == 0)
                 fill_zero(g_ + i * vw_, vw_);
             else
-                divide(g_ + i * vw_, d, vw_);
+                divide(g_ + i * vw_, d, vw_, g_ + i * vw_);
         }
     }
 
@@ -146,22 +190,22 @@ class Backward {
     void make_grad_scores(int rows) {
         const int columns = padded(rows);
         transpose(v_, vw_, columns, vw_, vt_, CHUNK);
-        product<false>(rows, columns, int(c_.v), {g_, vw_, 1}, vt_, CHUNK, grad_scores_, CHUNK,
-                       Part::COLUMNS_TO_ROW);
+        lower_product(rows, int(c_.v), {g_, vw_, 1}, vt_, CHUNK, grad_scores_, CHUNK,
+                      &ahead_);
         keep_past(grad_scores_, rows, columns, r_.decays() ? &decay_ : nullptr);
     }
 
     void add_own_chunk(int rows) {
         const int columns = padded(rows);
         transpose(turned_k_, kw_, columns, kw_, kt_, CHUNK);
-        product<false>(rows, columns, int(c_.k), {turned_q_, kw_, 1}, kt_, CHUNK, scores_, CHUNK,
-                       Part::COLUMNS_TO_ROW);
+        lower_product(rows, int(c_.k), {turned_q_, kw_, 1}, kt_, CHUNK, scores_, CHUNK,
+                      &ahead_);
         keep_past(scores_, rows, columns, r_.decays() ? &decay_ : nullptr);
         product<true>(rows, vw_, rows, {scores_, 1, CHUNK}, g_, vw_, grad_v_, vw_,
-                      Part::DEPTH_FROM_ROW);
+                      Part::DEPTH_FROM_ROW, &ahead_);
         make_grad_scores(rows);
         product<true>(rows, kw_, rows, {grad_scores_, 1, CHUNK}, turned_q_, kw_, grad_, kw_,
-                      Part::DEPTH_FROM_ROW);
+                      Part::DEPTH_FROM_ROW, &ahead_);
     }
 
     // The gradient of features that were not rotated.
@@ -171,92 +215,140 @@ class Backward {
             r_.rotate(head, t + i, -1, grad_ + i * kw_, plain_grad_ + i * kw_);
     }
 
-    // What the denominators give the queries: e_i times the sum of the keys that i sees.
-    void add_past_keys(int rows, State state) {
-        if (!c_.is_normalized) return;
-        fill_zero(local_, kw_);
+    // Where finished gradients of features go: into the tensor itself where its rows have the width
+    // of ours, else into plain_grad_ first.
+    struct Rows {
+        float* to;
+        int64_t stride;
+        bool is_direct;
+        const float* features;
+        float sign;  // with which they count for the decay's gradient
+    };
+
+    Rows begin_rows(const subquad_tensor& x, int64_t head, int64_t t, const float* features,
+                    float sign) const {
+        const bool is_direct = !c_.is_qk_bf16 && c_.k == kw_ && !c_.key_mask.data;
+        if (!is_direct) return {plain_grad_, kw_, false, features, sign};
+        float* to = static_cast<float*>(x.data) + offset(x, c_.heads, head, t);
+        return {to, x.time, true, features, sign};
+    }
+
+    // Row i of the vectors from column j on: its decay's term, then the slope of the map, which is 1
+    // above 0 and the map itself below.
+    template <int N>
+    SUBQUAD_INLINE void finish_row(int i, int j, vf (&x)[N], const Rows& rows) {
+        const float* phi = rows.features + i * kw_ + j;
+        if (c_.grad_log_decay) {
+            vf term = j ? load(partial_ + i * LANES) : vf{};
+            for (int n = 0; n < N; n++) term += load(phi + n * LANES) * x[n];
+            store(partial_ + i * LANES, term);
+        }
+        for (int n = 0; n < N; n++) {
+            const vf f = load(phi + n * LANES), one = splat(1);
+            if (c_.is_elu) x[n] *= select(f > one, one, f);
+            store(rows.to + i * rows.stride + j + n * LANES, x[n]);
+        }
+    }
+
+    // What the denominators give the queries, e_i times the sum of the keys that i sees; the sum of
+    // the chunk's keys stays in local_.
+    template <int N>
+    int finish_queries(int rows, int j, State state, const Rows& to) {
+        vf past[N], own[N], x[N];
+        for (int n = 0; n < N; n++) {
+            past[n] = load(state.k_sum + j + n * LANES);
+            own[n] = vf{};
+        }
         for (int i = 0; i < rows; i++) {
-            const bool decays = r_.decays();
-            if (c_.is_causal) {
-                if (decays) scale(local_, decay_.step[i], kw_);
-                add_scaled(local_, k_ + i * kw_, 1, kw_);
-                add_scaled(plain_grad_ + i * kw_, local_, e_[i], kw_);
+            const vf e = splat(e_[i]);
+            const bool decays = c_.is_causal && r_.decays();
+            const vf into = splat(decays ? decay_.into[i] : 1);
+            for (int n = 0; n < N; n++) {
+                if (decays) own[n] *= splat(decay_.step[i]);
+                if (c_.is_causal) own[n] += load(k_ + i * kw_ + j + n * LANES);
+                x[n] = load(plain_grad_ + i * kw_ + j + n * LANES);
+                if (!c_.is_normalized) continue;
+                x[n] += own[n] * e;
+                x[n] += past[n] * (into * e);
             }
-            add_scaled(plain_grad_ + i * kw_, state.k_sum,
-                       c_.is_causal && decays ? e_[i] * decay_.into[i] : e_[i], kw_);
+            finish_row<N>(i, j, x, to);
         }
+        for (int n = 0; n < N; n++) store(local_ + j + n * LANES, own[n]);
+        return N;
     }
 
-    // What they give the keys: e_i times q_i, summed over the queries that see j.
-    void add_later_queries(int rows, State later) {
-        fill_zero(local_, kw_);
-        for (int j = rows - 1; j >= 0; j--) {
-            const bool decays = r_.decays();
-            if (c_.is_causal) {
-                if (decays && j + 1 < rows) scale(local_, decay_.step[j + 1], kw_);
-                add_scaled(local_, q_ + j * kw_, e_[j], kw_);
-                add_scaled(plain_grad_ + j * kw_, local_, 1, kw_);
-            }
-            add_scaled(plain_grad_ + j * kw_, later.k_sum,
-                       c_.is_causal && decays ? decay_.out(rows, j) : 1, kw_);
+    // What they give the keys: e_i times q_i, summed over the queries that see j. That sum over the
+    // chunk, as the keys before it see it, stays in local_.
+    template <int N>
+    int finish_keys(int rows, int j, State later, const Rows& to) {
+        const bool decays = c_.is_causal && r_.decays();
+        vf past[N], own[N], x[N];
+        for (int n = 0; n < N; n++) {
+            past[n] = load(later.k_sum + j + n * LANES);
+            own[n] = vf{};
         }
+        for (int i = rows - 1; i >= 0; i--) {
+            const vf out = splat(decays ? decay_.out(rows, i) : 1);
+            for (int n = 0; n < N; n++) {
+                x[n] = load(plain_grad_ + i * kw_ + j + n * LANES);
+                if (c_.is_causal) own[n] += load(q_ + i * kw_ + j + n * LANES) * splat(e_[i]);
+                x[n] += own[n];
+                x[n] += past[n] * out;
+                if (decays) own[n] *= splat(decay_.step[i]);
+            }
+            finish_row<N>(i, j, x, to);
+        }
+        for (int n = 0; n < N; n++) store(local_ + j + n * LANES, own[n]);
+        return N;
     }
 
+    // Write what is not in its tensor yet, and the terms of the decay's gradient: at t it is the sum
+    // over i >= t of phi(q_i) . its gradient - phi(k_i) . its gradient, summed over time at the end.
+    void end_rows(const subquad_tensor& x, bool is_key, int64_t head, int64_t t, int rows,
+                  const Rows& done) {
+        if (!done.is_direct)
+            for (int i = 0; i < rows; i++) {
+                float* row = plain_grad_ + i * kw_;
+                if (is_key && r_.is_hidden(head, t + i)) fill_zero(row, kw_);
+                store_row(x.data, c_.is_qk_bf16, offset(x, c_.heads, head, t + i), int(c_.k), row);
+            }
+        if (!c_.grad_log_decay) return;
+        alignas(64) float terms[CHUNK];
+        fill_zero(partial_ + rows * LANES, int64_t(padded(rows) - rows) * LANES);
+        sum_lanes(partial_, padded(rows), terms);
+        float* to = c_.grad_log_decay + head * c_.time + t;
+        for (int i = 0; i < rows; i++) to[i] = done.sign > 0 ? terms[i] : to[i] - terms[i];
+    }
+
+    // local_ holds the sum of the keys.
     void add_keys(int rows, State state) {
-        fill_zero(local_, kw_);
-        for (int j = 0; j < rows; j++) {
-            if (r_.decays()) scale(local_, decay_.step[j], kw_);
-            add_scaled(local_, k_ + j * kw_, 1, kw_);
-        }
         decay_state(rows, state, c_.v * kw_);
         add_scaled(state.k_sum, local_, 1, kw_);
         scale_rows(turned_k_, kw_, rows, decay_.pairs + (rows - 1) * CHUNK);
-        product<true>(int(c_.v), kw_, rows, {v_, 1, vw_}, turned_k_, kw_, state.kv, kw_);
+        product<true>(int(c_.v), kw_, rows, {v_, 1, vw_}, turned_k_, kw_, state.kv, kw_,
+                      Part::WHOLE, &ahead_);
     }
 
+    // Into local_, what finish_keys leaves there.
+    void sum_queries(int rows) {
+        fill_zero(local_, kw_);
+        for (int i = 0; i < rows; i++)
+            add_scaled(local_, q_ + i * kw_, r_.decays() ? e_[i] * decay_.into[i] : e_[i], kw_);
+    }
+
+    // local_ holds the sum of e_i q_i.
     void add_queries(int rows, State later) {
         decay_state(rows, later, c_.k * vw_);
-        for (int i = 0; i < rows; i++)
-            add_scaled(later.k_sum, q_ + i * kw_, r_.decays() ? e_[i] * decay_.into[i] : e_[i],
-                       kw_);
+        add_scaled(later.k_sum, local_, 1, kw_);
         scale_rows(turned_q_, kw_, rows, decay_.into);
-        product<true>(int(c_.k), vw_, rows, {turned_q_, 1, kw_}, g_, vw_, later.kv, vw_);
+        product<true>(int(c_.k), vw_, rows, {turned_q_, 1, kw_}, g_, vw_, later.kv, vw_,
+                      Part::WHOLE, &ahead_);
     }
 
     void decay_state(int rows, State state, int64_t count) {
         if (!r_.decays()) return;
         scale(state.kv, decay_.total(rows), count);
         scale(state.k_sum, decay_.total(rows), kw_);
-    }
-
-    // The decay's gradient at t is the sum over i >= t of phi(q_i) . its gradient - phi(k_i) . its
-    // gradient; here its terms, summed over time at the very end.
-    void write_grad_decay(int64_t head, int64_t t, int rows, const float* features, float sign) {
-        if (!c_.grad_log_decay) return;
-        alignas(64) float terms[CHUNK];
-        for (int i = 0; i < rows; i++)
-            store(partial_ + i * LANES, dot(features + i * kw_, plain_grad_ + i * kw_, kw_));
-        fill_zero(partial_ + rows * LANES, int64_t(padded(rows) - rows) * LANES);
-        sum_lanes(partial_, padded(rows), terms);
-        float* to = c_.grad_log_decay + head * c_.time + t;
-        for (int i = 0; i < rows; i++) to[i] = sign > 0 ? terms[i] : to[i] - terms[i];
-    }
-
-    void write_features(const subquad_tensor& to, bool is_key, int64_t head, int64_t t, int rows,
-                        const float* features) {
-        const vf one = splat(1);
-        for (int i = 0; i < rows; i++) {
-            float* row = plain_grad_ + i * kw_;
-            if (is_key && r_.is_hidden(head, t + i)) {
-                fill_zero(row, kw_);
-            } else if (c_.is_elu) {  // the map's slope is 1 above 0 and the map itself below
-                for (int j = 0; j < kw_; j += LANES) {
-                    const vf phi = load(features + i * kw_ + j);
-                    store(row + j, load(row + j) * select(phi > one, one, phi));
-                }
-            }
-            store_row(to.data, c_.is_qk_bf16, offset(to, c_.heads, head, t + i), int(c_.k), row);
-        }
     }
 
     void write_values(int64_t head, int64_t t, int rows) {
@@ -275,6 +367,7 @@ class Backward {
         *grad_v_, *scores_, *grad_scores_, *partial_, *turned_state_, *local_;
     alignas(64) float e_[CHUNK];
     Decay decay_;
+    Ahead ahead_;
 };
 
 SUBQUAD_END

@@ -9,7 +9,8 @@
 
 SUBQUAD_BEGIN
 
-constexpr int CHUNK = 32;  // tokens done at once; a multiple of LANES
+// Tokens done at once, a multiple of LANES. Half as many take as long: fewer products, more passes.
+constexpr int CHUNK = 32;
 
 SUBQUAD_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -60,15 +61,6 @@ inline int64_t offset(const subquad_tensor& x, int64_t heads, int64_t head, int6
 
 inline void fill_zero(float* x, int64_t count) { std::memset(x, 0, size_t(count) * sizeof(float)); }
 
-// Ask for a row of the next chunk while there is still work on this one. An address that is not there
-// is no fault; whole numbers, for a pointer outside of its array must not be formed.
-SUBQUAD_INLINE void prefetch_row(const void* data, bool is_bf16, int64_t at, int columns) {
-    const int64_t size = is_bf16 ? 2 : 4;
-    const uintptr_t row = reinterpret_cast<uintptr_t>(data) + uintptr_t(at * size);
-    for (int64_t byte = 0; byte < columns * size; byte += 64)
-        __builtin_prefetch(reinterpret_cast<const void*>(row + uintptr_t(byte)));
-}
-
 // Copy one row of ``columns`` into ``width`` floats, the rest of them 0.
 inline void load_row(const void* data, bool is_bf16, int64_t at, int columns, int width,
                      float* to) {
@@ -96,10 +88,15 @@ inline void store_row(void* data, bool is_bf16, int64_t at, int columns, const f
     }
 }
 
-// elu + 1 in place; the padding stays 0, though the map of 0 is 1.
-inline void map_row(float* row, int columns, int width) {
-    for (int j = 0; j < width; j += LANES) store(row + j, elu_plus_one(load(row + j)));
-    for (int j = columns; j < width; j++) row[j] = 0;
+// elu + 1 of a row, maybe in place; the padding is 0, though the map of 0 is 1.
+inline void map_row(const float* from, int columns, int width, float* to) {
+    int j = 0;
+    for (; j + LANES <= columns; j += LANES) store(to + j, elu_plus_one(load(from + j)));
+    if (j == width) return;
+    alignas(64) float last[LANES] = {};
+    for (int i = j; i < columns; i++) last[i - j] = from[i];
+    store(to + j, elu_plus_one(load(last)));
+    for (int i = columns; i < width; i++) to[i] = 0;
 }
 
 // The products of two rows, summed down to one vector; sum_lanes does the rest.
@@ -119,14 +116,24 @@ SUBQUAD_INLINE void scale(float* x, float factor, int64_t count) {
     for (int64_t j = 0; j < count; j += LANES) store(x + j, load(x + j) * f);
 }
 
+// The sum of rows; with ``step``, what is summed so far is multiplied by step[i] before row i.
+inline void sum_rows(const float* x, int rows, int width, const float* step, float* to) {
+    for (int j = 0; j < width; j += LANES) {
+        vf total{};
+        for (int i = 0; i < rows; i++)
+            total = (step ? total * step[i] : total) + load(x + i * width + j);
+        store(to + j, total);
+    }
+}
+
 // Divide a row. By a factor, for a division of each number would take a sixth of the time; but where
 // that factor overflows, as for a denominator below 3e-39, the quotient may still be a number.
-SUBQUAD_INLINE void divide(float* x, float d, int64_t count) {
+SUBQUAD_INLINE void divide(const float* x, float d, int64_t count, float* to) {
     const float factor = 1 / d;
     if (std::fabs(factor) <= 3.4e38f || d != d)
-        scale(x, factor, count);
+        for (int64_t j = 0; j < count; j += LANES) store(to + j, load(x + j) * splat(factor));
     else
-        for (int64_t j = 0; j < count; j += LANES) store(x + j, load(x + j) / splat(d));
+        for (int64_t j = 0; j < count; j += LANES) store(to + j, load(x + j) / splat(d));
 }
 
 // Rotate each pair (2p, 2p + 1) of a row by its angle, or back (``sign`` -1).
@@ -187,9 +194,13 @@ class Reader {
             if (is_key && is_hidden(head, t + i)) {
                 fill_zero(row, kw);
             } else {
-                prefetch_row(x.data, c.is_qk_bf16, offset(x, c.heads, head, t + i + ahead), k);
-                load_row(x.data, c.is_qk_bf16, offset(x, c.heads, head, t + i), k, kw, row);
-                if (c.is_elu) map_row(row, k, kw);
+                const int64_t at = offset(x, c.heads, head, t + i);
+                const bool is_read_mapped = c.is_elu && !c.is_qk_bf16;
+                if (is_read_mapped)
+                    map_row(static_cast<const float*>(x.data) + at, k, kw, row);
+                else
+                    load_row(x.data, c.is_qk_bf16, at, k, kw, row);
+                if (c.is_elu && !is_read_mapped) map_row(row, k, kw, row);
             }
             if (rotates()) rotate(head, t + i, 1, row, turned + i * kw);
         }
@@ -204,13 +215,18 @@ class Reader {
             if (is_key && is_hidden(head, t + i)) {
                 fill_zero(to + i * vw, vw);
             } else {
-                prefetch_row(x.data, c.is_v_bf16, offset(x, c.heads, head, t + i + ahead),
-                             int(c.v));
                 load_row(x.data, c.is_v_bf16, offset(x, c.heads, head, t + i), int(c.v), vw,
                          to + i * vw);
             }
         }
         fill_zero(to + rows * vw, int64_t(padded(rows) - rows) * vw);
+    }
+
+    // Let ``ahead`` ask for rows t .. t + CHUNK of a tensor of keys' or values' width.
+    void expect(const subquad_tensor& x, bool is_qk, int64_t head, int64_t t, Ahead& ahead) const {
+        const int64_t size = (is_qk ? c.is_qk_bf16 : c.is_v_bf16) ? 2 : 4;
+        ahead.add(reinterpret_cast<uintptr_t>(x.data) + uintptr_t(offset(x, c.heads, head, t) * size),
+                  x.time * size, CHUNK, (is_qk ? c.k : c.v) * size);
     }
 
     void decay(int64_t head, int64_t t, int rows, Decay& decay) const {
@@ -231,16 +247,20 @@ class Reader {
 
     const subquad_linear& c;
     const int kw, vw;  // widths of padded rows
-    int ahead = CHUNK;  // from a token to the one a chunk later in the order of the work
 };
 
-// Put 0 above the diagonal of (rows, columns), and weigh every pair by its decay, if any.
+// Put 0 above the diagonal of (rows, columns), and weigh every pair by its decay, if any. Whole
+// vectors, for a memset of a few floats takes longer than the products of its row.
 inline void keep_past(float* scores, int rows, int columns, const Decay* decay) {
+    const vi lane = lane_numbers();
     for (int i = 0; i < rows; i++) {
         float* row = scores + i * CHUNK;
         if (decay)
-            for (int j = 0; j <= i; j++) row[j] *= decay->pairs[i * CHUNK + j];
-        if (i + 1 < columns) fill_zero(row + i + 1, columns - i - 1);
+            for (int j = 0; j <= i; j += LANES)
+                store(row + j, load(row + j) * load(decay->pairs + i * CHUNK + j));
+        const int border = i / LANES * LANES;
+        store(row + border, select(lane <= i - border, load(row + border), vf{}));
+        for (int j = border + LANES; j < columns; j += LANES) store(row + j, vf{});
     }
 }
 

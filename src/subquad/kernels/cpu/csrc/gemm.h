@@ -1,7 +1,7 @@
 // Small matrix products out of the nearest cache, on row-major buffers whose rows are padded.
 #pragma once
 
-#include "simd.h"
+#include "ahead.h"
 
 SUBQUAD_BEGIN
 
@@ -57,17 +57,20 @@ constexpr int VECTORS = 4;
 constexpr int VECTORS = 2;
 #endif
 
-// Which part of a product is wanted or not 0; l runs over the depth.
+// Lines asked for ahead before each tile; a tile takes long enough for so many to arrive.
+constexpr int LINES_A_TILE = 24;
+
+// Which part of a is not 0; l runs over the depth.
 enum class Part {
     WHOLE,
     DEPTH_TO_ROW,    // a is 0 for l > i
     DEPTH_FROM_ROW,  // a is 0 for l < i
-    COLUMNS_TO_ROW,  // columns j <= i alone are wanted (and come in whole vectors)
 };
 
 template <int M, int N, bool ADD>
 SUBQUAD_INLINE void tile_at(int i, int depth, Left left, const float* b, int64_t b_stride, float* c,
-                            int64_t c_stride, Part part) {
+                            int64_t c_stride, Part part, Ahead* ahead) {
+    if (ahead) ahead->ask(LINES_A_TILE);
     const int first = part == Part::DEPTH_FROM_ROW ? i : 0;
     const int last = part == Part::DEPTH_TO_ROW && i + M < depth ? i + M : depth;
     tile<M, N, ADD>({left.a + i * left.row + first * left.column, left.row, left.column},
@@ -77,37 +80,45 @@ SUBQUAD_INLINE void tile_at(int i, int depth, Left left, const float* b, int64_t
 // All rows of N vectors of columns, from column j on.
 template <int N, bool ADD>
 inline void columns_of_tiles(int rows, int j, int depth, Left left, const float* b,
-                             int64_t b_stride, float* c, int64_t c_stride, Part part) {
+                             int64_t b_stride, float* c, int64_t c_stride, Part part, Ahead* ahead) {
     constexpr int M = tile_rows<N>();
-    int i = part == Part::COLUMNS_TO_ROW ? j / M * M : 0;  // rows above see none of these columns
+    int i = 0;
     b += j;
     c += j;
-    for (; i + M <= rows; i += M) tile_at<M, N, ADD>(i, depth, left, b, b_stride, c, c_stride, part);
+    for (; i + M <= rows; i += M) tile_at<M, N, ADD>(i, depth, left, b, b_stride, c, c_stride, part, ahead);
     if (M > 4)
-        for (; i + 4 <= rows; i += 4) tile_at<4, N, ADD>(i, depth, left, b, b_stride, c, c_stride, part);
-    for (; i + 2 <= rows; i += 2) tile_at<2, N, ADD>(i, depth, left, b, b_stride, c, c_stride, part);
-    for (; i < rows; i++) tile_at<1, N, ADD>(i, depth, left, b, b_stride, c, c_stride, part);
+        for (; i + 4 <= rows; i += 4) tile_at<4, N, ADD>(i, depth, left, b, b_stride, c, c_stride, part, ahead);
+    for (; i + 2 <= rows; i += 2) tile_at<2, N, ADD>(i, depth, left, b, b_stride, c, c_stride, part, ahead);
+    for (; i < rows; i++) tile_at<1, N, ADD>(i, depth, left, b, b_stride, c, c_stride, part, ahead);
 }
 
 // c (rows x columns) = or += a (rows x depth) b (depth x columns); columns is a multiple of LANES.
 // Only whole blocks of what ``part`` leaves out are skipped: a must hold its zeros all the same.
 template <bool ADD>
 inline void product(int rows, int columns, int depth, Left left, const float* b, int64_t b_stride,
-                    float* c, int64_t c_stride, Part part = Part::WHOLE) {
-    // Narrow columns of tiles let COLUMNS_TO_ROW leave out more.
-    const int widest = part == Part::COLUMNS_TO_ROW && VECTORS > 2 ? 2 : VECTORS;
+                    float* c, int64_t c_stride, Part part = Part::WHOLE, Ahead* ahead = nullptr) {
     for (int j = 0; j < columns;) {
         int vectors = (columns - j) / LANES;
-        if (vectors > widest) vectors = widest;
+        if (vectors > VECTORS) vectors = VECTORS;
         switch (vectors) {
-            case 1: columns_of_tiles<1, ADD>(rows, j, depth, left, b, b_stride, c, c_stride, part); break;
-            case 2: columns_of_tiles<2, ADD>(rows, j, depth, left, b, b_stride, c, c_stride, part); break;
+            case 1: columns_of_tiles<1, ADD>(rows, j, depth, left, b, b_stride, c, c_stride, part, ahead); break;
+            case 2: columns_of_tiles<2, ADD>(rows, j, depth, left, b, b_stride, c, c_stride, part, ahead); break;
 #if SUBQUAD_LANES == 16
-            case 3: columns_of_tiles<3, ADD>(rows, j, depth, left, b, b_stride, c, c_stride, part); break;
-            default: columns_of_tiles<4, ADD>(rows, j, depth, left, b, b_stride, c, c_stride, part);
+            case 3: columns_of_tiles<3, ADD>(rows, j, depth, left, b, b_stride, c, c_stride, part, ahead); break;
+            default: columns_of_tiles<4, ADD>(rows, j, depth, left, b, b_stride, c, c_stride, part, ahead);
 #endif
         }
         j += vectors * LANES;
+    }
+}
+
+// Of c = a b the columns j <= i, in whole vectors; the rest of c is left as it is.
+inline void lower_product(int rows, int depth, Left left, const float* b, int64_t b_stride,
+                          float* c, int64_t c_stride, Ahead* ahead = nullptr) {
+    for (int i = 0; i < rows; i += LANES) {
+        const int block = rows - i < LANES ? rows - i : LANES;
+        product<false>(block, i + LANES, depth, {left.a + i * left.row, left.row, left.column}, b,
+                       b_stride, c + i * c_stride, c_stride, Part::WHOLE, ahead);
     }
 }
 

@@ -41,6 +41,14 @@ SUBQUAD_INLINE vf select(vi mask, vf yes, vf no) {
     return (vf)(((vi)yes & mask) | ((vi)no & ~mask));
 }
 
+// 0, 1, 2, ...
+SUBQUAD_INLINE vi lane_numbers() {
+    vi lane{};
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) lane[i] = i;
+    return lane;
+}
+
 SUBQUAD_INLINE vf minimum(vf a, vf b) { return select(a < b, a, b); }
 SUBQUAD_INLINE vf maximum(vf a, vf b) { return select(a > b, a, b); }
 
@@ -56,15 +64,23 @@ SUBQUAD_INLINE vf exp_polynomial(vf r) {
 }
 
 #if defined(__AVX512F__)
-// As below, with the instructions that round to an integer and scale by a power of two.
+// As below, with the instruction that scales by a power of two and rounds once, below the smallest
+// normal number too.
 SUBQUAD_INLINE vf exp_nonpositive(vf x) {
     const __m512 low = _mm512_set1_ps(-104.0f);
-    const __m512 bounded = _mm512_max_ps(low, (__m512)x);  // in this order NaN stays NaN
-    const __m512 power = _mm512_roundscale_ps(
-        _mm512_mul_ps(bounded, _mm512_set1_ps(1.44269504088896341f)), 0);
-    vf r = (vf)bounded - (vf)power * 0.693359375f;
-    r = r - (vf)power * -2.12194440e-4f;
-    return (vf)_mm512_scalef_ps((__m512)exp_polynomial(r), power);
+    const vf bounded = (vf)_mm512_max_ps(low, (__m512)x);  // in this order NaN stays NaN
+    const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest integer
+    const vf power = (bounded * 1.44269504088896341f + magic) - magic;
+    vf r = bounded - power * 0.693359375f;
+    r = r - power * -2.12194440e-4f;
+    return (vf)_mm512_scalef_ps((__m512)exp_polynomial(r), (__m512)power);
+}
+
+// elu(x) + 1; of two numbers the instructions return the second if either is NaN, so NaN stays NaN.
+SUBQUAD_INLINE vf elu_plus_one(vf x) {
+    const __m512 zero = _mm512_setzero_ps();
+    return exp_nonpositive((vf)_mm512_min_ps(zero, (__m512)x)) +
+           (vf)_mm512_max_ps(zero, (__m512)x);
 }
 #else
 // exp(x) for x <= 0, to 1 unit in the last place or so; below -104 it is 0, NaN stays NaN.
@@ -85,21 +101,20 @@ SUBQUAD_INLINE vf exp_nonpositive(vf x) {
     vf y = p * first * second;
     return select(nan, x, select(x < low, vf{}, y));
 }
-#endif
 
 // elu(x) + 1; the comparisons are turned so that NaN stays NaN.
 SUBQUAD_INLINE vf elu_plus_one(vf x) {
     const vf zero{};
     return exp_nonpositive(select(x > zero, zero, x)) + select(x < zero, zero, x);
 }
+#endif
 
 // Turn LANES rows of LANES floats into columns: out[j * out_stride + i] = in[i * in_stride + j].
 SUBQUAD_INLINE void transpose_block(const float* in, int64_t in_stride, float* out,
                                     int64_t out_stride) {
 #if defined(__GNUC__) && !defined(__clang__)
     vf row[LANES];
-    vi lane;
-    for (int i = 0; i < LANES; i++) lane[i] = i;
+    const vi lane = lane_numbers();
 #pragma GCC unroll 16
     for (int i = 0; i < LANES; i++) row[i] = load(in + i * in_stride);
     // Swap the off-diagonal halves of blocks of 2, 4, ... rows: log2(LANES) stages.

@@ -44,8 +44,8 @@ class Step {
         load_row(c_.value.data, c_.is_v_bf16, offset(c_.value, c_.heads, head, 0), int(c_.v), vw_,
                  v_);
         if (c_.is_elu) {
-            map_row(q_, k, kw_);
-            map_row(k_, k, kw_);
+            map_row(q_, k, kw_, q_);
+            map_row(k_, k, kw_, k_);
         }
         turn(head, q_, turned_q_);
         turn(head, k_, turned_k_);
