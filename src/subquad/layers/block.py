@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from subquad.layers.frozen import Map, frozen, is_plain
+from subquad.layers.fused_block import fused_step
 from subquad.ops.checks import check_choice, check_fraction, check_positive
 
 Norm = Literal["post", "pre"]
@@ -139,6 +140,10 @@ class Block(nn.Module):
 
         A mixer may have a ``stepper`` of its own; else its ``step_`` is called.
         """
+        # A block of another class may do something else between its parts.
+        fused = fused_step(self, batch_size) if type(self) is Block else None
+        if fused is not None:
+            return fused
         parts = _Parts(
             frozen(self.mixer_norm, batch_size),
             _frozen_feed_forward(self.feed_forward, batch_size),

@@ -8,4 +8,5 @@
     F(probe, subquad_probe)               \
     F(linear_forward, subquad_linear)     \
     F(linear_backward, subquad_linear)    \
-    F(linear_step, subquad_linear_step)
+    F(linear_step, subquad_linear_step)   \
+    F(block_step, subquad_block_step)

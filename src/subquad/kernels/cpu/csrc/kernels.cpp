@@ -1,4 +1,5 @@
 // Every kernel of this directory, for the instruction set that SUBQUAD_ISA names.
+#include "block_step.h"
 #include "drive.h"
 #include "isa.h"
 #include "probe.h"
@@ -28,5 +29,7 @@ SUBQUAD_ENTRY(linear_step, subquad_linear_step) {
                                       [](Step& step, int64_t head) { step.take(head); });
     return done ? SUBQUAD_DONE : SUBQUAD_OUT_OF_MEMORY;
 }
+
+SUBQUAD_ENTRY(block_step, subquad_block_step) { return run_block_step(*call); }
 
 SUBQUAD_END

@@ -52,4 +52,24 @@ struct subquad_linear_step {
     const float *kv_in, *k_sum_in;
     float *kv_out, *k_sum_out;
 };
+
+struct subquad_norm {
+    const float *weight, *bias;  // null: 1 and 0
+    float eps;
+};
+
+// One token of 1 to 4 sequences for a whole block: x and y (B, width). All is contiguous float32;
+// a weight has a row for each output, a bias may be null. The mixer is linear attention with elu + 1.
+struct subquad_block_step {
+    int64_t batch, width, heads, k, v, hidden;
+    int32_t is_normalized, is_pre_norm, is_gelu;  // else norms stand behind; else relu
+    int32_t threads, state_threads;               // for products; for the state
+    void (*parallel)(void (*fn)(void*), void* argument, unsigned threads, unsigned flags);
+    const float *qkv_weight, *qkv_bias, *out_weight, *out_bias;
+    const float *inner_weight, *inner_bias, *outer_weight, *outer_bias;
+    subquad_norm mixer_norm, feed_norm;
+    const float *cos, *sin;  // (B, K / 2); null: no rotation
+    const float* x;
+    float *y, *kv, *k_sum;
+};
 }

@@ -1,0 +1,110 @@
+"""A block's step as one native call, where the block is what the C++ kernel knows.
+
+One token at a few sequences is a chain of tiny products, and what lies between them (dispatch,
+views, new tensors) takes as long as they do. ``kernels/cpu/block_step.py`` does it in one call.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from subquad.kernels.cpu import library
+from subquad.kernels.cpu.block_step import (
+    MOST_SEQUENCES,
+    Affine,
+    BlockStep,
+    BlockWeights,
+    Norm,
+)
+from subquad.kernels.dispatch import Impl
+from subquad.layers.frozen import is_plain
+from subquad.layers.heads import Heads
+from subquad.layers.linear_attention import LinearAttention
+from subquad.ops.feature_maps import EluPlusOne
+
+
+def fused_step(block: Any, batch_size: int) -> Callable[[Tensor, Any], tuple[Tensor, Any]] | None:
+    """Return a step of ``block`` for a loop over tokens, or None where the kernel does not fit.
+
+    It fits linear attention with elu + 1 in a block of this package without hooks, dropout at work
+    or parts of your own, in float32 on the CPU, at 1 to ``MOST_SEQUENCES`` sequences, and gives no
+    gradient.
+
+    Args:
+        block: a ``Block``.
+        batch_size: how many sequences there will be.
+    """
+    mixer = block.mixer
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return None
+    if not 1 <= batch_size <= MOST_SEQUENCES or not _is_known(block) or not _is_native(mixer.impl):
+        return None
+    heads, feed_forward = mixer.heads, block.feed_forward
+    weights = BlockWeights(
+        *(_affine(x) for x in (heads.qkv_proj, heads.out_proj)),
+        *(_affine(x) for x in (feed_forward.inner, feed_forward.outer)),
+        *(Norm(x.weight, x.bias, x.eps) for x in (block.mixer_norm, block.feed_forward_norm)),
+    )
+    if not all(map(_is_plain_float, _tensors(weights))):
+        return None
+    run = BlockStep(
+        weights, batch_size=batch_size, num_heads=heads.num_heads, head_dim=heads.head_dim,
+        value_dim=heads.value_dim, is_normalized=mixer.normalize, is_pre_norm=block.norm == "pre",
+        is_gelu=feed_forward.activation == "gelu",
+    )  # fmt: skip
+    positions = mixer.rotary_positions
+
+    def step(x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
+        rotation, past = positions.rotation(x_t.unsqueeze(1), state)
+        cos, sin = (None, None) if rotation is None else rotation
+        return run(x_t, *past, cos, sin), positions.advance(past, state, 1)
+
+    return step
+
+
+def _is_known(block: Any) -> bool:
+    """Return whether the block is made of the parts that the kernel computes, and of no others."""
+    mixer, feed_forward = block.mixer, block.feed_forward
+    parts = [
+        (mixer, LinearAttention), (block.mixer_norm, nn.LayerNorm),
+        (block.feed_forward_norm, nn.LayerNorm), (block.dropout, nn.Dropout),
+    ]  # fmt: skip
+    if not _are_plain(parts) or type(mixer.feature_map) is not EluPlusOne:
+        return False
+    if not hasattr(feed_forward, "inner") or not _are_plain([(mixer.heads, Heads)]):
+        return False
+    linear = (mixer.heads.qkv_proj, mixer.heads.out_proj, feed_forward.inner, feed_forward.outer)
+    norms = (block.mixer_norm, block.feed_forward_norm)
+    return (
+        _are_plain([*((x, nn.Linear) for x in linear), (feed_forward.dropout, nn.Dropout)])
+        and not (block.training and (block.dropout.p or feed_forward.dropout.p))
+        and all(x.normalized_shape == (mixer.heads.d_model,) for x in norms)
+    )
+
+
+def _are_plain(parts: list[tuple[Any, type]]) -> bool:
+    return all(type(part) is kind and is_plain(part) for part, kind in parts)
+
+
+def _is_native(impl: Impl) -> bool:
+    return impl in (Impl.AUTO, Impl.CPU) and library.library() is not None
+
+
+def _affine(linear: nn.Linear) -> Affine:
+    return Affine(linear.weight, linear.bias)
+
+
+def _tensors(weights: BlockWeights) -> Iterator[Tensor]:
+    for part in weights:
+        yield from (x for x in part if isinstance(x, Tensor))
+
+
+def _is_plain_float(x: Tensor) -> bool:
+    return (
+        type(x) in (nn.Parameter, Tensor)
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and x.is_contiguous()
+    )

@@ -1,0 +1,186 @@
+"""A block's step in one native call: equal to ``step``, taken where it fits and nowhere else."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from helpers import assert_near
+from subquad.kernels.cpu import library
+from subquad.kernels.cpu.block_step import MOST_SEQUENCES, BlockStep
+from subquad.kernels.dispatch import Impl
+from subquad.layers.block import Block
+from subquad.layers.fused_block import fused_step
+from subquad.layers.linear_attention import LinearAttention
+from subquad.layers.softmax_attention import SoftmaxAttention
+from subquad.ops.feature_maps import EluPlusOne
+
+pytestmark = pytest.mark.skipif(library.library() is None, reason=str(library.why_not()))
+
+SETS = library.instruction_sets() if library.library() else ()
+
+
+@pytest.fixture(params=SETS)
+def instruction_set(request):
+    before = library.instruction_set()
+    library.use_instruction_set(request.param)
+    yield request.param
+    library.use_instruction_set(before)
+
+
+def build(*, d_model=19, num_heads=3, d_ff=37, norm="post", activation="relu", **options):
+    torch.manual_seed(0)
+    mixer = LinearAttention(d_model, num_heads, is_causal=True, head_dim=6, value_dim=5, **options)
+    block = Block(mixer, d_model, d_ff, norm=norm, activation=activation)
+    for norm_layer in (block.mixer_norm, block.feed_forward_norm):
+        nn.init.normal_(norm_layer.weight)
+        nn.init.normal_(norm_layer.bias)
+    return block
+
+
+@torch.inference_mode()
+def both(block, batch_size, tokens=6, *, x=None):
+    """Return the outputs and the last state, fused and by ``step`` in float64."""
+    exact = copy.deepcopy(block).double()
+    x = torch.randn(tokens, batch_size, block.mixer.heads.d_model) if x is None else x
+    take = fused_step(block, batch_size)
+    state, wide = block.mixer.init_state(batch_size), exact.mixer.init_state(batch_size)
+    found, expected = [], []
+    for token in x:
+        y, state = take(token, state)
+        found.append(y)
+        y, wide = exact.step(token.double(), wide)
+        expected.append(y)
+    return torch.stack(found), torch.stack(expected), state, wide
+
+
+@pytest.mark.parametrize("batch_size", range(1, MOST_SEQUENCES + 1))
+@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_equal_to_step(batch_size, norm, activation, instruction_set):
+    found, expected, state, wide = both(build(norm=norm, activation=activation), batch_size)
+    assert_near(found, expected, 2e-6)
+    assert_near(state.kv, wide.kv, 2e-6)
+    assert_near(state.k_sum, wide.k_sum, 2e-6)
+
+
+@pytest.mark.parametrize(
+    "options", [{"rotary": True}, {"normalize": False}, {"bias": False}], ids=lambda x: str(x)
+)
+def test_equal_with_other_options(options):
+    found, expected, *_ = both(build(**options), 2)
+    assert_near(found, expected, 2e-6)
+
+
+def test_equal_at_the_width_of_vectors_and_over_threads():
+    torch.manual_seed(0)
+    mixer = LinearAttention(256, 8, is_causal=True)
+    found, expected, *_ = both(Block(mixer, 256, 1024), 1, 3)
+    assert_near(found, expected, 2e-6)
+
+
+def test_a_row_of_equal_numbers_and_nan():
+    block = build()
+    x = torch.full((1, 2, 19), 3.0)
+    x[0, 1, 4] = torch.nan
+    found, expected, *_ = both(block, 2, x=x)
+    assert_near(found[:, 0], expected[:, 0], 2e-6)
+    assert found[:, 1].isnan().all()
+    assert expected[:, 1].isnan().all()
+
+
+def test_generate_and_stepper_take_it(monkeypatch):
+    calls = []
+    call = BlockStep.__call__
+    monkeypatch.setattr(BlockStep, "__call__", lambda *a: (calls.append(1), call(*a))[1])
+    block = build()
+    with torch.inference_mode():
+        block.stepper(1)(torch.randn(1, 19), block.mixer.init_state(1))
+        block.stepper(MOST_SEQUENCES + 1)
+    assert len(calls) == 1
+
+
+def hooked(block):
+    block.mixer_norm.register_forward_hook(lambda *_: None)
+
+
+def dropping(block):
+    block.dropout.p = 0.5
+    block.train()
+
+
+def other_map(block):
+    block.mixer.feature_map = type("Mine", (EluPlusOne,), {})()
+
+
+def other_network(block):
+    block.feed_forward = nn.Linear(19, 19)
+
+
+def double(block):
+    block.double()
+
+
+def by_torch(block):
+    block.mixer.impl = Impl.TORCH
+
+
+def strided(block):
+    weight = block.feed_forward.inner.weight
+    block.feed_forward.inner.weight = nn.Parameter(weight.detach().t().contiguous().t())
+
+
+def softmax(block):
+    block.mixer = SoftmaxAttention(19, 1, is_causal=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [hooked, dropping, other_map, other_network, double, by_torch, strided, softmax],
+    ids=lambda f: f.__name__,
+)
+def test_not_taken_where_it_does_not_fit(change):
+    block = build()
+    with torch.inference_mode():
+        assert fused_step(block, 1) is not None
+    change(block)
+    with torch.inference_mode():
+        assert fused_step(block, 1) is None
+
+
+def test_not_taken_for_more_sequences_gradients_or_autocast():
+    block = build()
+    assert fused_step(block, 1) is None
+    with torch.inference_mode():
+        assert fused_step(block, MOST_SEQUENCES + 1) is None
+        with torch.autocast("cpu"):
+            assert fused_step(block, 1) is None
+
+
+def test_weights_changed_in_place_are_seen():
+    block = build()
+    with torch.inference_mode():
+        take = fused_step(block, 1)
+        x = torch.randn(1, 19)
+        before, _ = take(x, block.mixer.init_state(1))
+        block.feed_forward.outer.weight.zero_()
+        after, _ = take(x, block.mixer.init_state(1))
+    assert not torch.equal(before, after)
+
+
+def test_errors():
+    block = build()
+    with torch.inference_mode():
+        take, state = fused_step(block, 2), block.mixer.init_state(2)
+        with pytest.raises(
+            ValueError, match=r"x must be float32 of shape \(2, 19\), got .*\(3, 19"
+        ):
+            take(torch.randn(3, 19), state)
+        with pytest.raises(ValueError, match=r"x must be float32 of shape .* got torch\.float64"):
+            take(torch.randn(2, 19).double(), state)
+        with pytest.raises(ValueError, match=r"kv must be float32 of shape \(2, 3, 6, 5\)"):
+            take(torch.randn(2, 19), block.mixer.init_state(1))
+        turned = state._replace(kv=state.kv.transpose(2, 3).contiguous().transpose(2, 3))
+        with pytest.raises(ValueError, match="state must lie in memory in one piece"):
+            take(torch.randn(2, 19), turned)
