@@ -56,8 +56,7 @@ def both(block, batch_size, tokens=6, *, x=None):
 
 
 @pytest.mark.parametrize("batch_size", range(1, MOST_SEQUENCES + 1))
-@pytest.mark.parametrize("norm", ["post", "pre"])
-@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize(("norm", "activation"), [("post", "relu"), ("pre", "gelu")])
 def test_equal_to_step(batch_size, norm, activation, instruction_set):
     found, expected, state, wide = both(build(norm=norm, activation=activation), batch_size)
     assert_near(found, expected, 2e-6)

@@ -233,8 +233,8 @@ def test_a_stepper_uses_its_mixers_own(monkeypatch):
 
     monkeypatch.setattr(LinearAttention, "stepper", stepper, raising=False)
     with torch.inference_mode():
-        model.stepper(5, 5)(torch.randn(5, 8), model.init_state(5))  # too many for one native call
-    assert asked == [5, 5]
+        model.stepper(9, 5)(torch.randn(9, 8), model.init_state(9))  # too many for one native call
+    assert asked == [9, 9]
 
 
 def test_errors_of_steppers(unhooked):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from subquad.kernels.cpu import library
 
-MOST_SEQUENCES = 4  # at more, torch's matrix products read the weights less often
+MOST_SEQUENCES = 8  # at more, torch's matrix products read the weights less often
 
 _FLOATS = ctypes.c_void_p
 

@@ -39,7 +39,9 @@ class AffineRows {
     }
 
   private:
-    static constexpr int GROUP = 4;  // rows whose products are in flight at once
+    // Rows whose products are in flight at once: enough to hide their latency, few enough for the
+    // registers.
+    static constexpr int GROUP = BATCH > 4 ? 2 : 4;
 
     // Sums over whole vectors into partial_, what is left over into tail_. Rows behind the last are
     // the last once more.
@@ -53,7 +55,7 @@ class AffineRows {
 #pragma GCC unroll 4
             for (int g = 0; g < GROUP; g++) {
                 const vf w = load(row[g] + j);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
                 for (int b = 0; b < BATCH; b++) total[g][b] += w * load(x + b * n + j);
             }
         for (int g = 0; g < GROUP; g++)
@@ -184,6 +186,10 @@ inline int run_block_step(const subquad_block_step& call) {
         case 2: return BlockStep<2>(call).run();
         case 3: return BlockStep<3>(call).run();
         case 4: return BlockStep<4>(call).run();
+        case 5: return BlockStep<5>(call).run();
+        case 6: return BlockStep<6>(call).run();
+        case 7: return BlockStep<7>(call).run();
+        case 8: return BlockStep<8>(call).run();
         default: return SUBQUAD_FAILED;
     }
 }

@@ -58,7 +58,7 @@ struct subquad_norm {
     float eps;
 };
 
-// One token of 1 to 4 sequences for a whole block: x and y (B, width). All is contiguous float32;
+// One token of 1 to 8 sequences for a whole block: x and y (B, width). All is contiguous float32;
 // a weight has a row for each output, a bias may be null. The mixer is linear attention with elu + 1.
 struct subquad_block_step {
     int64_t batch, width, heads, k, v, hidden;
