@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,6 +34,44 @@ def assert_near(
         assert a.shape == e.shape, f"tensor {index}: shape {a.shape} against {e.shape}"
         error, norm = (a.double() - e.double()).norm().item(), e.double().norm().item()
         assert error <= tolerance * norm, f"tensor {index}: off by {error:.2e}, norm {norm:.2e}"
+
+
+def draw_qkv(
+    shape: Sequence[int],
+    key_dim: int,
+    value_dim: int,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+) -> list[Tensor]:
+    """Return queries and keys (*shape, key_dim) and values (*shape, value_dim) of a seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(*shape, n, generator=generator, dtype=torch.float64).to(dtype)
+        for n in (key_dim, key_dim, value_dim)
+    ]
+
+
+def three_masked_rows(seq_len: int) -> Tensor:
+    """Return one row with holes, one padded on the left, one with no valid key at all."""
+    mask = torch.ones(3, seq_len, dtype=torch.bool)
+    mask[0, [n for n in (2, 3, 7, 11, 21) if n < seq_len]] = False
+    mask[1, :5] = False
+    mask[2] = False
+    return mask
+
+
+def published_weights(keys: dict[str, list[int]], seed: int) -> dict[str, Tensor]:
+    """Return weights (float64) as tests/oracles has them: key i of the sorted names of a seed."""
+    weights = {}
+    for i, (key, shape) in enumerate(sorted(keys.items())):
+        z = np.random.RandomState(1000 * seed + i).standard_normal(int(np.prod(shape)))
+        z = z.reshape(shape)
+        if len(shape) > 1:
+            z = z / np.prod(shape[1:]) ** 0.5
+        else:
+            z = 1 + 0.1 * z if key.endswith("weight") else 0.05 * z
+        weights[key] = torch.tensor(z)
+    return weights
 
 
 def leaves(*tensors: Tensor | None) -> list[Tensor]:

@@ -11,11 +11,12 @@ __version__ = "0.1.0.dev0"
 _SOURCES = {
     "attention_rows": "subquad.layers.attention_rows",
     "linear_attention": "subquad.ops.linear_attention",
+    "performer_attention": "subquad.ops.performer_attention",
     "softmax_attention": "subquad.ops.softmax_attention",
 }
 _SUBMODULES = ("compat", "data", "experiments", "layers", "models", "ops", "tasks", "testing")
 
-__all__ = ["attention_rows", "linear_attention", "softmax_attention"]
+__all__ = ["attention_rows", "linear_attention", "performer_attention", "softmax_attention"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from subquad.bench import decode
-from subquad.bench.decode import integrate, measure_decode, new_report, positions, speedups
+from subquad.bench.decode import measure_decode, new_report
 from subquad.bench.decode_parts import filled_state
+from subquad.bench.decode_totals import integrate, positions, speedups
 from subquad.bench.options import DecodeOptions
 from subquad.bench.tables import tables
 from subquad.bench.timing import Progress

@@ -81,6 +81,40 @@ def test_decode_takes_its_options(capsys, monkeypatch):
     assert seen[0].has_recompute is False
 
 
+def test_an_encoder_is_printed_and_written(tmp_path, capsys):
+    out = tmp_path / "new" / "e.json"
+    words = ["bench", "encoder", "--batch", "1", "--seq-len", "5", "--width", "8", "--heads", "2",
+             "--layers", "1", "--d-ff", "8", "--threads", "1", "--no-memory"]  # fmt: skip
+    code, text, _ = outcome(capsys, *words, "--mixers", "linear", "--out", str(out))
+    assert code == 0
+    assert "1 layers, 2 heads, d_ff 8, input (1, 5, 8), float32, cpu, 1 threads" in text
+    assert "CPU seconds" in text
+    found = json.loads(out.read_text())
+    assert set(found) == {"size", "measurements", "environment"}
+    assert found["size"] == {"batch_size": 1, "seq_len": 5, "d_model": 8, "num_layers": 1,
+                             "num_heads": 2, "d_ff": 8}  # fmt: skip
+    (measured,) = found["measurements"]
+    assert set(measured) == {"mixer", "device", "threads", "seconds", "cpu_seconds", "peak_bytes"}
+    assert found["environment"]["packages"]["torch"]
+
+
+def test_an_encoders_measurements_survive_ctrl_c(tmp_path, capsys, monkeypatch):
+    from subquad.bench import encoder_speed
+
+    def measure(options):
+        yield encoder_speed.Measurement(
+            mixer="linear", device="cpu", threads=1, seconds=1.0, cpu_seconds=1.0, peak_bytes=10**7
+        )
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(encoder_speed, "measure_encoder", measure)
+    out = tmp_path / "e.json"
+    code, text, _ = outcome(capsys, "bench", "encoder", "--out", str(out))
+    assert code == 130
+    assert "interrupted: these are the measurements until then" in text
+    assert [m["mixer"] for m in json.loads(out.read_text())["measurements"]] == ["linear"]
+
+
 def test_peers_that_are_absent_are_named(capsys):
     words = ["bench", "peers", "--lengths", "8", "--heads", "1", "--head-dim", "4", *TINY]
     code, text, _ = outcome(capsys, *words)
@@ -89,9 +123,21 @@ def test_peers_that_are_absent_are_named(capsys):
     assert "left out" in text
 
 
+def test_lsh_rounds_are_printed_and_written(tmp_path, capsys):
+    out = tmp_path / "lsh.json"
+    words = ["bench", "lsh-rounds", "--rounds", "1,2", "--draws", "1", "--seq-len", "48",
+             "--heads", "1", "--head-dim", "4", "--threads", "1", "--out", str(out)]  # fmt: skip
+    code, text, _ = outcome(capsys, *words)
+    assert code == 0
+    assert "clustered" in text
+    assert len(json.loads(out.read_text())["rows"]) == 8
+    assert {path.name for path in tmp_path.iterdir()} == {"lsh.json", "lsh-error.png"}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["lsh-rounds", "--rounds", "2,1"], "rounds must rise and be at least one, got [2, 1]"),
         (["atention"], "unknown benchmark 'atention'; did you mean attention?"),
         (["attention", "--length", "8"], "unknown option --length; did you mean --lengths?"),
         (["attention", "--lengths", "8,x"], "--lengths must be whole numbers with commas between"),
@@ -105,6 +151,9 @@ def test_peers_that_are_absent_are_named(capsys):
         (["train", "--width", "33"], "width must be a multiple of heads = 8, got 33"),
         (["train", "--mixers", "lineer"], "mixers must be among"),
         (["train", "--profile", "--mixers", "lineer"], "mixers must be among"),
+        (["encoder", "--mixers", "lineer"], "mixers must be among"),
+        (["encoder", "--width", "100"], "width must be a multiple of heads = 12, got 100"),
+        (["encoder", "--out", "a.txt"], "--out must name a .json file, got a.txt"),
         (["compare", "a.json"], "bench compare needs two result files, got 1"),
     ],
 )
@@ -116,11 +165,12 @@ def test_a_mistake_is_one_line(words, message, capsys):
     assert len(err.strip().splitlines()) == 1
 
 
-def test_a_device_that_is_not_there_is_refused(capsys, monkeypatch):
+@pytest.mark.parametrize("what", ["train", "encoder"])
+def test_a_device_that_is_not_there_is_refused(what, capsys, monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    code, _, err = outcome(capsys, "bench", "train", "--device", "cuda")
+    code, _, err = outcome(capsys, "bench", what, "--device", "cuda")
     assert code == 2
     assert "--device must be cpu where torch can use no GPU, got cuda" in err
 
@@ -138,7 +188,9 @@ def test_files_that_cannot_be_compared_are_named(tmp_path, capsys):
 def test_help_lists_the_benchmarks_without_torch(capsys):
     code, text, _ = outcome(capsys, "bench", "--help")
     assert code == 0
-    assert all(name in text for name in ("attention", "decode", "train", "peers", "compare"))
+    assert all(
+        name in text for name in ("attention", "decode", "train", "encoder", "peers", "compare")
+    )
     check = (
         "import sys, subquad.cli; subquad.cli.main(['bench', 'attention', '--help']); "
         "sys.exit('torch' in sys.modules)"

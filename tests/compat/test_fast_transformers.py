@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from helpers import assert_near
+from helpers import assert_near, published_weights
 from subquad.compat.fast_transformers.builders import (
     RecurrentEncoderBuilder,
     TransformerEncoderBuilder,
@@ -34,20 +34,6 @@ ORACLE_SIZES = {
     "feed_forward_dimensions": 48,
 }
 TYPES = ("full", "linear", "causal-linear")
-
-
-def published_weights(keys, seed):
-    """Weights as tests/models/test_oracles.py draws them: key i of the sorted names, seed + i."""
-    weights = {}
-    for i, (key, shape) in enumerate(sorted(keys.items())):
-        z = np.random.RandomState(1000 * seed + i).standard_normal(int(np.prod(shape)))
-        z = z.reshape(shape)
-        if len(shape) > 1:
-            z = z / np.prod(shape[1:]) ** 0.5
-        else:
-            z = 1 + 0.1 * z if key.endswith("weight") else 0.05 * z
-        weights[key] = torch.tensor(z)
-    return weights
 
 
 def published_keys(sizes, *, final_norm=True):
@@ -292,48 +278,3 @@ def test_half_precision_stays_near(attention_type):
     y = model.bfloat16()(x.bfloat16(), mask)
     assert y.dtype == torch.bfloat16
     assert_near(y, expected, 3e-2)
-
-
-def published_example(attention_type, batch_size, seq_len):
-    """The quick-start of the published documentation, but for the import."""
-    bert = TransformerEncoderBuilder.from_kwargs(
-        n_layers=12,
-        n_heads=12,
-        query_dimensions=64,
-        value_dimensions=64,
-        feed_forward_dimensions=3072,
-        attention_type=attention_type,
-        activation="gelu",
-    ).get()
-    mask = TriangularCausalMask(seq_len) if attention_type == "causal-linear" else None
-    with torch.inference_mode():
-        return bert(torch.rand(batch_size, seq_len, 64 * 12), mask)
-
-
-@pytest.mark.parametrize("attention_type", TYPES)
-def test_the_published_example_runs(attention_type):
-    y = published_example(attention_type, 2, 20)
-    assert y.shape == (2, 20, 768)
-    assert torch.isfinite(y).all()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("attention_type", TYPES)
-def test_the_published_example_runs_at_its_own_size(attention_type):
-    assert published_example(attention_type, 10, 4000).shape == (10, 4000, 768)
-
-
-def test_the_published_recurrent_example_runs():
-    model = RecurrentEncoderBuilder.from_kwargs(
-        attention_type="linear",
-        n_layers=8,
-        n_heads=12,
-        feed_forward_dimensions=1536,
-        query_dimensions=32,
-        value_dimensions=32,
-    ).get()
-    x, state = torch.rand(10, 12 * 32), None
-    with torch.no_grad():
-        for _ in range(5):
-            x, state = model(x, state=state)
-    assert torch.isfinite(x).all()

@@ -8,13 +8,17 @@ import pytest
 import torch
 
 from subquad.data.images import ImageSet
-from subquad.experiments import compare_copy_run, feature_maps_run, hybrid_share_run, rows
-from subquad.experiments.attention_maps import last_layer_rows
+from subquad.experiments import (
+    compare_copy,
+    compare_copy_run,
+    feature_maps_run,
+    hybrid_share_run,
+    rows,
+)
+from subquad.experiments.copy_rows import state_bytes
 from subquad.experiments.registry import EXPERIMENTS
 from subquad.experiments.runner import export_results, run_experiment
-from subquad.experiments.softmax_distance import distance_from_softmax
 from subquad.experiments.spec import MIXER_HELP
-from subquad.models import DecoderLM
 from subquad.ops import feature_maps
 from subquad.ops.feature_maps import FeatureMap
 
@@ -40,10 +44,8 @@ def eight_images(monkeypatch):
 def few_rows(monkeypatch):
     """Two rows a task, and few measurements: the training loop is the same for all rows."""
     monkeypatch.setattr("subquad.tasks.marked_tokens.FULL_BATCHES", 1)
-    mixers, maps = compare_copy_run.mixers, feature_maps_run.maps
-    monkeypatch.setattr(
-        compare_copy_run, "mixers", lambda n: {k: mixers(n)[k] for k in ("linear", "lstm")}
-    )
+    maps = feature_maps_run.maps
+    monkeypatch.setitem(compare_copy.ROWS, "smoke", "linear,lstm")
     monkeypatch.setattr(feature_maps_run, "maps", lambda n: {"relu": maps(n)["relu"]})
     monkeypatch.setattr(hybrid_share_run, "SHARES", (12.5, 100.0))
 
@@ -171,11 +173,15 @@ def test_an_estimate_adds_up_the_rows_and_starts_nothing(tmp_path, few_rows, mon
 def test_every_causal_mixer_has_a_row_whose_reach_fits_the_length():
     found = compare_copy_run.mixers(64)
     assert set(found) == set(MIXER_HELP)
-    assert list(found)[:3] == ["softmax", "linear", "lsh-4"]  # those of the paper's figure
+    names = EXPERIMENTS["compare-copy"].preset("long", "linear").names
+    assert set(names) == set(MIXER_HELP)
+    assert names[:3] == ("softmax", "linear", "lsh-4")  # those of the paper's figure
     for name in ("local", "hybrid"):
         assert found[name].keywords["window"] == 16
     assert found["strided"].keywords["stride"] == 8
     assert [found[f"lsh-{n}"].keywords["num_hashes"] for n in (1, 4, 8)] == [1, 4, 8]
+    lsh = compare_copy_run.mixers(128)["lsh-4"].keywords
+    assert (lsh["chunk_size"], lsh["num_buckets"]) == (32, 64)  # the paper's
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -218,53 +224,6 @@ def test_a_learned_map_is_of_its_layer_and_identity_is_not_divided():
     assert factories["relu"](32, 2, is_causal=True).normalize
 
 
-class SoftmaxKernel:
-    """exp(q . k / sqrt(K)) to high order: the map that softmax itself would be, for K = 1."""
-
-    nonnegative = True
-
-    def num_features(self, head_dim):
-        return 30
-
-    def __call__(self, x):
-        powers = torch.arange(30, dtype=x.dtype)
-        return x**powers / (torch.lgamma(powers + 1) / 2).exp()
-
-
-class OneFeature:
-    """The same weight for all keys."""
-
-    nonnegative = True
-
-    def num_features(self, head_dim):
-        return 1
-
-    def __call__(self, x):
-        return torch.ones_like(x[..., :1])
-
-
-class NoWeight(OneFeature):
-    def __call__(self, x):
-        return torch.zeros_like(x[..., :1])
-
-
-def test_the_distance_is_0_for_softmax_itself_and_1_without_weights():
-    sizes = {"num_heads": 2, "head_dim": 1, "seq_len": 12}
-    assert distance_from_softmax(SoftmaxKernel(), **sizes) == pytest.approx(0, abs=1e-4)
-    assert distance_from_softmax(NoWeight(), **sizes) == 1.0
-
-
-def test_the_distance_is_the_total_variation_of_the_rows():
-    q, k = torch.randn(2, 1, 2, 6, 3, generator=torch.Generator().manual_seed(5))
-    scores = (q @ k.mT / 3**0.5).masked_fill(torch.ones(6, 6).triu(1).bool(), -torch.inf)
-    uniform = torch.ones(6, 6).tril() / torch.arange(1, 7)[:, None]
-    expected = 0.5 * (scores.softmax(-1) - uniform).abs().sum(-1).mean()
-    found = distance_from_softmax(OneFeature(), num_heads=2, head_dim=3, seq_len=6, seed=5)
-    assert found == pytest.approx(float(expected), abs=1e-6)
-    with pytest.raises(ValueError, match="normalize must be False"):
-        distance_from_softmax(feature_maps.identity, num_heads=2, head_dim=3, seq_len=6)
-
-
 def test_the_shares_are_of_all_heads_and_their_states_differ():
     options = smoke("hybrid-share", max_len=24)
     # Rotary positions would add one integer to the state of each kind of heads.
@@ -275,7 +234,7 @@ def test_the_shares_are_of_all_heads_and_their_states_differ():
         model = row.build().model
         blocks = model.decoder.stack.blocks
         kinds.append([type(block.mixer).__name__ for block in blocks])
-        state[row.facts["softmax_percent"]] = hybrid_share_run.state_bytes(model, 24)
+        state[row.facts["softmax_percent"]] = state_bytes(model, 24)
     assert kinds[0] == ["LinearAttention"] * 2
     assert sorted(kinds[1]) == ["HybridAttention", "LinearAttention"]  # 1 head of 8
     assert kinds[2] == kinds[3] == ["HybridAttention"] * 2
@@ -290,24 +249,8 @@ def test_the_shares_are_of_all_heads_and_their_states_differ():
 def test_a_window_bounds_the_state_of_softmax_heads():
     options = smoke("hybrid-share", softmax_window=4)
     model = hybrid_share_run.hybrid_share_rows(options)[4].build().model
-    short, long = (hybrid_share_run.state_bytes(model, n) for n in (16, 32))
+    short, long = (state_bytes(model, n) for n in (16, 32))
     assert short == long
-
-
-def test_the_rows_of_the_last_layer_are_those_of_the_trained_model():
-    torch.manual_seed(0)
-    model = DecoderLM(5, num_layers=2, num_heads=2, d_model=16, d_ff=16, mixer="softmax")
-    tokens = torch.randint(5, (1, 7))
-    found = last_layer_rows(model.eval(), tokens, [0, 6])
-    assert found.shape == (2, 2, 7)
-    np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-5)
-    np.testing.assert_array_equal(found[:, 0], [[1, 0, 0, 0, 0, 0, 0]] * 2)
-    with torch.no_grad():
-        model.decoder.stack.blocks[0].feed_forward.outer.bias.add_(torch.randn(16))
-    assert not np.allclose(found, last_layer_rows(model, tokens, [0, 6]))
-    lstm = DecoderLM(5, num_layers=1, num_heads=2, d_model=16, d_ff=16, mixer="lstm")
-    assert last_layer_rows(lstm.eval(), tokens, [0]) is None
-    assert not model.decoder.stack.blocks[1].mixer._forward_pre_hooks
 
 
 @pytest.mark.parametrize(
@@ -315,6 +258,9 @@ def test_the_rows_of_the_last_layer_are_those_of_the_trained_model():
     [
         ("compare-copy", {"max_len": 7}, "max_len must be at least 8, got 7"),
         ("compare-copy", {"num_symbols": 0}, "num_symbols must be at least 1, got 0"),
+        ("compare-copy", {"mixers": " ,"}, "mixers must be at least one, none twice, got ' ,'"),
+        ("compare-copy", {"mixers": "lstm,lstm"}, "mixers must be at least one, none twice"),
+        ("compare-copy", {"mixers": "lsh"}, "mixers must be among linear, .* got 'lsh'"),
         ("feature-maps", {"image_steps": 0}, "image_steps must be at least 1, got 0"),
         ("feature-maps", {"image_steps": 1}, "image_steps must be above warmup_steps = 1, got 1"),
         ("hybrid-share", {"num_pairs": 0}, "num_pairs must be at least 1, got 0"),

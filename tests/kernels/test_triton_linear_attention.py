@@ -3,16 +3,25 @@
 On the CPU: `TRITON_INTERPRET=1 pytest -m slow tests/kernels`, with triton installed.
 """
 
-import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
+from cases.triton_attention import (
+    DEVICES,
+    EVERYTHING,
+    Case,
+    definition,
+    make,
+    poisoned,
+    recurrence,
+    usable,
+    wide,
+)
 from helpers import TOLERANCE, assert_near
 from subquad.kernels.triton import linear_attention as kernels
-from subquad.kernels.triton.plan import blocks, fits_whole, plan
+from subquad.kernels.triton.plan import blocks, fits_whole, plan, plan_packed
 from subquad.ops.feature_maps import elu_plus_one
 from subquad.ops.linear_attention import linear_attention_quadratic
 from subquad.ops.linear_state import LinearState
@@ -20,7 +29,6 @@ from subquad.ops.rotary_linear_attention import rotary_linear_attention_quadrati
 from subquad.ops.rotation import Rotation
 
 pytest.importorskip("triton", reason="triton is not installed: pip install 'subquad[triton]'")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = [
     pytest.mark.slow,
     # The interpreter is numpy, which warns of the inf and NaN that these tests plant.
@@ -29,35 +37,11 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=DEVICES)
 def device(request):
-    if request.param == "cpu" and not INTERPRETED:
-        pytest.skip("without a GPU the kernels run under TRITON_INTERPRET=1 only")
-    if request.param == "cuda" and (INTERPRETED or not torch.cuda.is_available()):
-        pytest.skip("no NVIDIA GPU here, or TRITON_INTERPRET=1 is set")
-    return request.param
+    return usable(request.param)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    seq_len: int = 64
-    K: int = 16
-    V: int = 16
-    is_elu: bool = True
-    is_normalized: bool = True
-    decay: bool = False
-    mask: bool = False
-    rotation: bool = False
-    state: bool = False
-    state_grad: bool = False
-    dtype: torch.dtype = torch.float32
-    v_dtype: torch.dtype | None = None
-    heads: int = 2
-
-
-EVERYTHING = Case(
-    seq_len=130, K=24, V=40, decay=True, mask=True, rotation=True, state=True, state_grad=True
-)
 CASES = {
     "one token": Case(seq_len=1),
     "one token, everything": replace(EVERYTHING, seq_len=1),
@@ -82,113 +66,37 @@ CASES = {
     "bfloat16": Case(seq_len=130, K=40, V=24, dtype=torch.bfloat16, state=True),
     "bfloat16, everything": replace(EVERYTHING, dtype=torch.bfloat16),
     "float16": Case(seq_len=130, K=24, V=16, dtype=torch.float16),
+    "float16, decays": Case(
+        seq_len=70, K=24, dtype=torch.float16, decay=True, state=True, state_grad=True, heads=1
+    ),
     "float32 keys, bfloat16 values": Case(seq_len=5, v_dtype=torch.bfloat16),
+    "odd sizes": Case(seq_len=33, K=17, V=35, decay=True, state=True, state_grad=True),
+    "widest": Case(seq_len=19, K=256, V=256, mask=True, state=True, heads=1),
+    "wide values": Case(seq_len=17, K=20, V=200, decay=True, is_normalized=False, heads=1),
+    "bfloat16, wide": Case(
+        seq_len=40, K=136, V=72, dtype=torch.bfloat16, decay=True, state=True, heads=1
+    ),
+    "packed, cut": Case(lengths=(5, 0, 70, 1, 17), V=24),
+    "packed, whole": Case(lengths=(9, 9, 0, 9, 8, 9), state=True, state_grad=True),
+    "packed, everything": replace(EVERYTHING, lengths=(0, 33, 1, 97, 0)),
+    "packed, not normalised": Case(
+        lengths=(3, 40), is_elu=False, is_normalized=False, decay=True, state_grad=True, heads=1
+    ),
+    "packed, one": Case(lengths=(40,), K=40, mask=True, state=True, heads=1),
+    "packed, bfloat16": Case(
+        lengths=(16, 0, 33), K=24, dtype=torch.bfloat16, decay=True, state=True, state_grad=True
+    ),
 }
-
-
-@dataclass
-class Inputs:
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    log_decay: Tensor | None
-    key_mask: Tensor | None
-    cos: Tensor | None
-    sin: Tensor | None
-    kv: Tensor | None
-    k_sum: Tensor | None
-
-    def all(self):
-        return list(vars(self).values())
-
-
-def make(case: Case, device="cpu"):
-    torch.manual_seed(0)
-    batch, heads, seq_len = 2, case.heads, case.seq_len
-    shape = (batch, heads, seq_len)
-    # Strides that are not dense: heads behind time, as a projection makes them.
-    q, k = (torch.randn(batch, seq_len, heads, case.K).transpose(1, 2) for _ in "qk")
-    v = torch.randn(batch, seq_len, heads, case.V).transpose(1, 2)
-    if not case.is_elu and case.is_normalized:
-        q, k = q.abs() + 0.1, k.abs() + 0.1
-    log_decay = key_mask = cos = sin = kv = k_sum = None
-    if case.decay:
-        log_decay = -torch.rand(shape) * 0.3
-        log_decay[0, 0, seq_len // 2] = -torch.inf
-        log_decay[1, 0, seq_len // 3] = -1e4
-    if case.mask:
-        key_mask = torch.rand(batch, seq_len) > 0.3
-        key_mask[0, 0] = False  # a query that sees no key, if there is no past
-    if case.rotation:
-        angle = torch.rand(batch, seq_len, case.K // 2) * 6
-        cos, sin = angle.cos(), angle.sin()
-    if case.state:
-        kv = torch.randn(batch, heads, case.K, case.V)
-        k_sum = torch.rand(batch, heads, case.K) * 3
-    q, k, v = q.to(case.dtype), k.to(case.dtype), v.to(case.v_dtype or case.dtype)
-    tensors = (q, k, v, log_decay, key_mask, cos, sin, kv, k_sum)
-    return Inputs(*(None if x is None else x.to(device) for x in tensors))
-
-
-def recurrence(inputs: Inputs, is_elu: bool, is_normalized: bool):
-    """The definition token by token: out, denominator, kv, k_sum. Hidden tokens are skipped."""
-    q, k, v, log_decay, key_mask, cos, sin, kv, k_sum = inputs.all()
-    phi_q, phi_k = (elu_plus_one(q), elu_plus_one(k)) if is_elu else (q, k)
-    turned_q, turned_k = phi_q, phi_k
-    if cos is not None:
-        turned_q, turned_k = Rotation(cos, sin)(phi_q), Rotation(cos, sin)(phi_k)
-    if kv is None:
-        kv, k_sum = q.new_zeros(*k.shape[:2], k.shape[3], v.shape[3]), q.new_zeros(k[:, :, 0].shape)
-    outs, denominators = [], []
-    for t in range(q.shape[2]):
-        keep = torch.ones(len(q), 1, dtype=torch.bool)
-        if key_mask is not None:
-            keep = key_mask[:, t, None].cpu()
-        decay = q.new_ones(q.shape[:2]) if log_decay is None else log_decay[:, :, t].exp()
-        keys = turned_k[:, :, t].masked_fill(~keep[..., None], 0)
-        values = v[:, :, t].masked_fill(~keep[..., None], 0)
-        decay = decay.masked_fill(~keep, 1)
-        kv = decay[..., None, None] * kv + keys[..., None] * values[..., None, :]
-        k_sum = decay[..., None] * k_sum + phi_k[:, :, t].masked_fill(~keep[..., None], 0)
-        outs.append((turned_q[:, :, t, None] @ kv).squeeze(2))
-        denominators.append((phi_q[:, :, t] * k_sum).sum(-1))
-    out, denominator = torch.stack(outs, 2), torch.stack(denominators, 2)
-    if is_normalized:
-        zero = (denominator == 0)[..., None]
-        out = (out / denominator[..., None].masked_fill(zero, 1)).masked_fill(zero, 0)
-    return out, denominator, kv, k_sum
-
-
-def wide(inputs: Inputs):
-    """The same in float64 on the CPU, asking for gradients."""
-    tensors = [
-        x if x is None or x.dtype == torch.bool else x.detach().cpu().double().requires_grad_()
-        for x in inputs.all()
-    ]
-    return Inputs(*tensors)
-
-
-def poisoned(inputs: Inputs):
-    """The same with NaN in all that the mask hides."""
-    if inputs.key_mask is None:
-        return inputs
-    hidden = ~inputs.key_mask[:, None, :, None]
-    decay = inputs.log_decay
-    return replace(
-        inputs,
-        k=inputs.k.masked_fill(hidden, torch.nan),
-        v=inputs.v.masked_fill(hidden, torch.nan),
-        log_decay=None if decay is None else decay.masked_fill(hidden[..., 0], torch.nan),
-    )
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_values_and_gradients_are_the_definitions(case, device):
     inputs = make(case, device)
     expected_inputs = wide(inputs)
-    expected = recurrence(expected_inputs, case.is_elu, case.is_normalized)
+    expected = definition(expected_inputs, case)
     given = poisoned(inputs)
-    actual = kernels.forward(*given.all(), case.is_elu, case.is_normalized)
+    options = {"cu_seqlens": case.borders}
+    actual = kernels.forward(*given.all(), case.is_elu, case.is_normalized, **options)
     narrowest = torch.float32 if case.dtype == torch.float32 else case.dtype
     # Features, weights and state are each rounded to bfloat16 before they are multiplied.
     narrow = torch.bfloat16 in (case.dtype, inputs.v.dtype)
@@ -214,7 +122,7 @@ def test_values_and_gradients_are_the_definitions(case, device):
     moved = [None if x is None else x.to(device) for x in (grad_out, *grads)]
     results = kernels.backward(
         *moved, given.q, given.k, given.v, actual[0], actual[1],
-        *given.all()[3:], case.is_elu, case.is_normalized,
+        *given.all()[3:], case.is_elu, case.is_normalized, **options,
     )  # fmt: skip
     by_name = dict(zip(("q", "k", "v", "log_decay", "kv", "k_sum"), results, strict=True))
     assert {name for name, x in by_name.items() if x is not None} == set(wanted)
@@ -294,10 +202,13 @@ def test_a_cut_sequence_goes_on_from_its_state(device):
 @pytest.mark.parametrize("is_elu", [True, False])
 @pytest.mark.parametrize("rotation", [True, False])
 @pytest.mark.parametrize(
-    ("K", "V", "dtype"), [(16, 16, "float32"), (40, 24, "bfloat16"), (160, 80, "float32")]
+    ("K", "V", "dtype", "decay"),
+    [(16, 16, "float32", True), (40, 24, "bfloat16", True), (160, 80, "float32", False)],
 )
-def test_a_step_is_one_token_of_the_recurrence(K, V, dtype, rotation, is_elu, device):
-    case = Case(seq_len=1, K=K, V=V, rotation=rotation, state=True, dtype=getattr(torch, dtype))
+def test_a_step_is_one_token_of_the_recurrence(K, V, dtype, decay, rotation, is_elu, device):
+    case = Case(
+        seq_len=1, K=K, V=V, rotation=rotation, decay=decay, state=True, dtype=getattr(torch, dtype)
+    )
     inputs = make(case, device)
     if not is_elu:
         inputs.q, inputs.k = inputs.q.abs(), inputs.k.abs()
@@ -305,7 +216,8 @@ def test_a_step_is_one_token_of_the_recurrence(K, V, dtype, rotation, is_elu, de
     kv, k_sum = inputs.kv, inputs.k_sum
     angles = [None if x is None else x[:, 0] for x in (inputs.cos, inputs.sin)]
     tokens = [x[:, :, 0] for x in (inputs.q, inputs.k, inputs.v)]
-    out = kernels.step_(*tokens, kv, k_sum, *angles, is_elu, True)
+    log_decay = None if inputs.log_decay is None else inputs.log_decay[:, :, 0]
+    out = kernels.step_(*tokens, kv, k_sum, *angles, is_elu, True, log_decay=log_decay)
     assert out.dtype == inputs.v.dtype
     assert_near(out.cpu(), expected[0][:, :, 0], TOLERANCE[case.dtype])
     assert_near([kv.cpu(), k_sum.cpu()], expected[2:], 1e-6)
@@ -324,15 +236,46 @@ def test_a_step_overwrites_a_state_of_any_strides_and_gives_0_for_an_empty_one(d
     assert_near(k_sum, k, 1e-6)
 
 
+def test_packed_sequences_see_nothing_of_each_other(device):
+    case = replace(EVERYTHING, lengths=(5, 0, 41, 20), K=16, V=16)
+    inputs, borders = make(case, device), case.borders
+    grad_out = torch.randn_like(inputs.v)
+    grads = [torch.randn_like(x) for x in (inputs.kv, inputs.k_sum)]
+    results = []
+    for value in (None, torch.nan):
+        if value is not None:  # the third sequence and its past
+            for x in (inputs.q, inputs.k, inputs.v, grad_out):
+                x[:, :, 5:46] = value
+            for x in (inputs.kv, inputs.k_sum, *grads):
+                x[2] = value
+        forward = kernels.forward(*inputs.all(), True, True, cu_seqlens=borders)
+        backward = kernels.backward(
+            grad_out, *grads, inputs.q, inputs.k, inputs.v, *forward[:2],
+            *inputs.all()[3:], True, True, cu_seqlens=borders,
+        )  # fmt: skip
+        others = torch.cat((torch.arange(5), torch.arange(46, 66))).to(device)
+        results.append(
+            [x[:, :, others] for x in (*forward[:2], *backward[:4])]
+            + [x[[0, 1, 3]] for x in (*forward[2:], *backward[4:])]
+        )
+    for clean, other in zip(*results, strict=True):
+        assert torch.equal(clean, other)
+
+
 def test_several_segments_and_blocks_are_among_the_cases():
     """The table would test little if every case ran as one segment and one block."""
-    cuts = []
+    cuts, is_cut = [], []
     for case in CASES.values():
-        sizes = plan(2 * case.heads, case.seq_len, case.K, case.V, narrow=False, num_units=8)
+        width = {"narrow": False, "num_units": 8}
+        if case.lengths is None:
+            sizes = plan(2 * case.heads, case.seq_len, case.K, case.V, **width)
+        else:
+            sizes = plan_packed(case.lengths, case.heads, case.K, case.V, **width)
+            is_cut.append(sizes.num_segments > 1)
         whole = fits_whole(case.K, case.V, narrow=False)
         cut = blocks(sizes, case.K, case.V, narrow=False, whole="features")
         cuts.append(
             (sizes.num_segments > 1, sizes.segment > sizes.chunk, whole, cut.values < case.V)
         )
-    for column in zip(*cuts, strict=True):
+    for column in (*zip(*cuts, strict=True), is_cut):
         assert len(set(column)) == 2

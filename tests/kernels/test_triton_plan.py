@@ -2,13 +2,15 @@
 
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 import torch
 
 from subquad.kernels.triton import linear_attention as kernels
 from subquad.kernels.triton._launch import kernel, products
-from subquad.kernels.triton.plan import blocks, plan
+from subquad.kernels.triton._spans import spans_of
+from subquad.kernels.triton.plan import blocks, plan, plan_packed
 
 
 def _forward(q, v):
@@ -64,3 +66,64 @@ def test_segments_cover_the_sequence_and_none_is_empty(num_rows, seq_len, narrow
             assert tile.features * tile.values <= 8192
             assert whole != "features" or tile.features >= num_features
             assert whole != "values" or tile.values >= value_dim
+
+
+@pytest.mark.parametrize("lengths", [(1,), (0, 7, 0), (5, 0, 70, 1, 400), (64, 64, 64), (3000, 2)])
+@pytest.mark.parametrize(("num_heads", "num_units"), [(1, 132), (8, 132), (1, 1)])
+def test_spans_cover_each_packed_sequence_and_no_border(lengths, num_heads, num_units):
+    cut = plan_packed(lengths, num_heads, 64, 64, narrow=True, num_units=num_units)
+    assert cut.segment % cut.chunk == 0
+    borders = [0, *torch.tensor(lengths).cumsum(0).tolist()]
+    table, first = spans_of(borders, cut, torch.device("cpu"))
+    assert table.dtype == first.dtype == torch.int32
+    assert len(first) == len(lengths) + 1
+    most = 0
+    for index, (begin, end) in enumerate(pairwise(borders)):
+        spans = table[first[index] : first[index + 1]].tolist()
+        most = max(most, len(spans))
+        assert spans[0][1] == begin
+        assert spans[-1][2] == end
+        assert all(a[2] == b[1] for a, b in pairwise(spans))
+        assert all(x[0] == index and x[3:] == [begin, end] for x in spans)
+        sizes = [x[2] - x[1] for x in spans]
+        assert all(0 < size <= cut.segment for size in sizes) or sizes == [0] == [end - begin]
+    assert first[-1] == len(table)
+    assert most == cut.num_segments
+
+
+def test_packed_sequences_are_cut_only_where_processors_would_wait():
+    sizes = {"narrow": True, "num_units": 132}
+    assert plan_packed([4096] * 33, 4, 64, 64, **sizes).num_segments == 1
+    one = plan_packed([65536], 8, 64, 64, **sizes)
+    assert one == plan(8, 65536, 64, 64, **sizes)
+    mixed = plan_packed([65536, *[10] * 200], 8, 64, 64, **sizes)
+    assert mixed.num_segments >= one.num_segments - 1
+
+
+@pytest.mark.parametrize(
+    ("borders", "error", "message"),
+    [
+        ([0.0, 2.0], TypeError, r"cu_seqlens must be int32 or int64, got torch.float32"),
+        ([0], ValueError, r"cu_seqlens must have shape \(sequences \+ 1,\), got \(1,\)"),
+        ([1, 2], ValueError, r"cu_seqlens must start with 0, .* end with T = 2, got \[1, 2\]"),
+        ([0, 1], ValueError, r"cu_seqlens must start with 0, .* end with T = 2, got \[0, 1\]"),
+        ([0, 2, 1, 2], ValueError, r"cu_seqlens must .* never fall .* got \[0, 2, 1, 2\]"),
+    ],
+)
+def test_borders_that_do_not_fit_are_refused(borders, error, message, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    x = torch.zeros(1, 1, 2, 16)
+    nothing = (None,) * 6
+    with pytest.raises(error, match=message):
+        kernels.forward(x, x, x, *nothing, True, True, cu_seqlens=torch.tensor(borders))
+
+
+def test_packed_sequences_need_a_batch_of_one_and_a_state_each(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    borders = torch.tensor([0, 1, 2])
+    x, nothing = torch.zeros(2, 1, 2, 16), (None,) * 6
+    with pytest.raises(ValueError, match="cu_seqlens needs a batch of size 1, got 2"):
+        kernels.forward(x, x, x, *nothing, True, True, cu_seqlens=borders)
+    x, state = x[:1], torch.zeros(1, 1, 16, 16)
+    with pytest.raises(ValueError, match="a row for each of the 2 sequences, got 1"):
+        kernels.forward(x, x, x, *nothing[:4], state, None, True, True, cu_seqlens=borders)

@@ -130,13 +130,17 @@ def strided(block):
     block.feed_forward.inner.weight = nn.Parameter(weight.detach().t().contiguous().t())
 
 
+def sharing(block):
+    block.mixer = LinearAttention(19, 3, is_causal=True, head_dim=6, value_dim=5, share_qk=True)
+
+
 def softmax(block):
     block.mixer = SoftmaxAttention(19, 1, is_causal=True)
 
 
 @pytest.mark.parametrize(
     "change",
-    [hooked, dropping, other_map, other_network, double, by_torch, strided, softmax],
+    [hooked, dropping, other_map, other_network, double, by_torch, strided, sharing, softmax],
     ids=lambda f: f.__name__,
 )
 def test_not_taken_where_it_does_not_fit(change):

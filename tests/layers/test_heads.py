@@ -161,6 +161,48 @@ def test_projections_start_within_the_glorot_bound_of_each_matrix_and_without_bi
         assert (projection.bias == 0).all()
 
 
+SHARING = [name for name in MIXERS if name != "lstm" and not name.startswith("lsh-")]
+
+
+def without_rows_of_k(state, qk):
+    """Cut the rows of k out of each joint projection whose rows are q, k, v."""
+    return {
+        name: torch.cat([x[:qk], x[2 * qk :]]) if "qkv_proj" in name else x
+        for name, x in state.items()
+    }
+
+
+@pytest.mark.parametrize("name", SHARING)
+@pytest.mark.parametrize("widths", [{}, {"head_dim": 6, "value_dim": 3}])
+def test_shared_queries_and_keys_are_one_projection_fewer(name, widths):
+    build = partial(MIXERS[name], 8, 2, is_causal=name != "linformer", **widths)
+    apart, shared = build(), build(share_qk=True)
+    qk = 6 if widths else 4  # of a head; hybrid has one head of each kind
+    qk *= 1 if name == "hybrid" else 2
+    for key, weight in apart.state_dict().items():
+        if "qkv_proj" in key:
+            weight[qk : 2 * qk] = weight[:qk]  # in place: k's rows become q's
+    shared.load_state_dict(without_rows_of_k(apart.state_dict(), qk))
+    x = torch.randn(2, 5, 8)
+    assert_near(shared(x), apart(x), 1e-6)
+    if name == "linformer":
+        return
+    _, state = shared.prefill(x[:, :3], shared.init_state(2))
+    _, state = shared.step(x[:, 3], state)
+    assert_near(shared.step_(x[:, 4], state)[0], apart(x)[:, 4], 1e-5)
+
+
+@pytest.mark.parametrize("value_dim", [4, 3])
+def test_a_loop_over_tokens_takes_shared_projections(value_dim):
+    mixer = LinearAttention(8, 2, is_causal=True, share_qk=True, value_dim=value_dim)
+    x = torch.randn(2, 5, 8)
+    with torch.inference_mode():
+        take, state = mixer.stepper(2), mixer.init_state(2)
+        for t in range(5):
+            y, state = take(x[:, t].clone(), state)
+        assert_near(y, mixer(x)[:, 4], 1e-5)
+
+
 @mixers
 @pytest.mark.parametrize("rotary", [True, False])
 def test_a_mixer_builds_on_the_meta_device_and_loads_there(build, rotary):

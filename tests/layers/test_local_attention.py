@@ -31,6 +31,7 @@ def test_each_variant_keeps_the_contract(variant, is_causal):
 
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("dtype", NARROW, ids=str)
+@pytest.mark.usefixtures("unhooked")
 def test_a_narrow_window_keeps_it_in_narrower_dtypes(dtype, is_causal):
     options = {"window": 3, "num_global": 2, "rotary": True}
     build = partial(LocalAttention, 8, 2, is_causal=is_causal, **options)

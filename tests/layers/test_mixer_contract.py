@@ -5,7 +5,15 @@ from functools import partial
 import pytest
 import torch
 
-from subquad.layers import MIXERS, LearnedFeatureMap, LinearAttention, SoftmaxAttention
+from subquad.layers import (
+    MIXERS,
+    HybridAttention,
+    LearnedFeatureMap,
+    LinearAttention,
+    LocalAttention,
+    SoftmaxAttention,
+    StridedAttention,
+)
 from subquad.ops import feature_maps
 from subquad.testing import check_mixer
 
@@ -40,12 +48,24 @@ VARIANTS = {
     "softmax, widths": partial(softmax, head_dim=5, value_dim=3),
     "softmax, no bias": partial(softmax, bias=False),
     "softmax, dropout": partial(softmax, attention_dropout=0.5),
+    "softmax, shared": partial(softmax, share_qk=True),
+    "softmax, shared, rotary, widths": partial(
+        softmax, share_qk=True, rotary=True, head_dim=6, value_dim=3
+    ),
+    "linear, shared": partial(linear, share_qk=True),
+    "linear, shared, rotary, widths": partial(
+        linear, share_qk=True, rotary=True, head_dim=6, value_dim=3
+    ),
+    "local, shared": partial(LocalAttention, 8, 2, window=16, share_qk=True),
+    "strided, shared": partial(StridedAttention, 8, 2, stride=8, share_qk=True),
+    "hybrid, shared": partial(HybridAttention, 8, 2, window=16, share_qk=True),
 }
 
 # For training and scoring only; see docs/decisions/0009-lsh-causality.md.
 WITHOUT_STATE = {"lsh-1", "lsh-4", "lsh-8"}
 
 
+@pytest.mark.usefixtures("shapes_checked_in_float64")
 @directions
 @pytest.mark.parametrize("name", MIXERS)
 @pytest.mark.parametrize(
@@ -75,6 +95,7 @@ def test_each_variant_keeps_the_contract(variant, is_causal):
 
 @pytest.mark.parametrize("variant", ["linear, rotary", "linear, learned map", "softmax, rotary"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.usefixtures("unhooked")
 def test_variants_with_arithmetic_of_their_own_keep_it_in_narrower_dtypes(variant, dtype):
     check_mixer(partial(VARIANTS[variant], is_causal=True), d_model=8, is_causal=True, dtype=dtype)
 

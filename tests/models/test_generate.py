@@ -108,7 +108,7 @@ def test_a_byte_that_was_never_first_is_not_drawn_at_the_borders_either(monkeypa
     made.first_byte_counts[7:9] = 1
     for uniform, byte in ((0.0, 7), (0.5, 8), (1 - 2**-24, 8)):
         draws = torch.full((1, SEQ_LEN, 2), uniform)
-        monkeypatch.setattr(made, "_uniforms", lambda seeds, draws=draws: draws)
+        monkeypatch.setattr(pixel_model, "draw_uniforms", lambda *_, draws=draws: draws)
         assert made.generate(1)[0, 0] == byte
 
 

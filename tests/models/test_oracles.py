@@ -11,26 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from helpers import published_weights
 from subquad.models import TransformerDecoder, TransformerEncoder
 
 ORACLES = Path(__file__).parents[1] / "oracles"
-
-
-def draw(seed, shape):
-    values = np.random.RandomState(seed).standard_normal(int(np.prod(shape)))
-    return values.reshape(shape)
-
-
-def published_weights(oracle):
-    weights = {}
-    for i, (key, shape) in enumerate(sorted(oracle["keys"].items())):
-        z = draw(1000 * oracle["fill_seed"] + i, shape)
-        if len(shape) > 1:
-            z = z / np.prod(shape[1:]) ** 0.5
-        else:
-            z = 1 + 0.1 * z if key.endswith("weight") else 0.05 * z
-        weights[key] = torch.tensor(z, dtype=torch.float32)
-    return weights
 
 
 RENAMED = {
@@ -71,8 +55,10 @@ def converted(weights, num_layers):
 def test_the_published_package_computes_the_same(name, build, mixer, tolerance):
     oracle = json.loads((ORACLES / f"fast-transformers-{name}-21.json").read_text())
     model = build(24, num_layers=2, num_heads=3, d_ff=48, mixer=mixer, norm="post").eval()
-    model.load_state_dict(converted(published_weights(oracle), num_layers=2))
-    x = draw(1000 * oracle["fill_seed"] + 999, oracle["input_shape"]).astype(np.float32)
+    weights = published_weights(oracle["keys"], oracle["fill_seed"])
+    model.load_state_dict(converted(weights, num_layers=2))
+    seed, shape = 1000 * oracle["fill_seed"] + 999, oracle["input_shape"]
+    x = np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
     with torch.inference_mode():
         y = model(torch.from_numpy(x)).flatten()
     expected = torch.tensor(oracle["output_first_32"])

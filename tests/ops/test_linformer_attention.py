@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from helpers import TOLERANCE, as_users_have_it, assert_near, leaves
+from helpers import TOLERANCE, as_users_have_it, assert_near, leaves, three_masked_rows
 from subquad.ops.linformer_attention import linformer_attention, linformer_attention_quadratic
 
 B, H, T, K, V, S, N = 3, 2, 12, 4, 5, 6, 20
@@ -20,15 +20,6 @@ def make_inputs(dtype=torch.float64, shape=(B, H, T), heads=H, slots=S, longest=
 
     qkv = [draw(*shape, n) for n in (K, K, V)]
     return [*qkv, *(draw(heads, slots, longest) / slots**0.5 for _ in range(2))]
-
-
-def make_mask():
-    """Return one row with holes, one padded on the left, one with no valid key at all."""
-    mask = torch.ones(B, T, dtype=torch.bool)
-    mask[0, [2, 3, 7, 11]] = False
-    mask[1, :5] = False
-    mask[2] = False
-    return mask
 
 
 def test_the_definition_is_equation_7():
@@ -45,7 +36,7 @@ def test_the_definition_is_equation_7():
 @pytest.mark.parametrize("heads", [1, H])
 @pytest.mark.parametrize("scale", [None, 0.3])
 def test_the_fast_form_equals_the_definition(dtype, masked, heads, scale):
-    options = {"scale": scale, "key_mask": make_mask() if masked else None}
+    options = {"scale": scale, "key_mask": three_masked_rows(T) if masked else None}
     results = []
     for form in (linformer_attention, linformer_attention_quadratic):
         wide = torch.float64 if form is linformer_attention_quadratic else dtype
@@ -73,7 +64,7 @@ def test_full_rank_with_the_identity_is_exact_softmax_attention():
 
 @pytest.mark.parametrize("garbage", [torch.nan, 1e30, -1e30, torch.inf])
 def test_garbage_in_padded_positions_changes_nothing(garbage):
-    mask = make_mask()
+    mask = three_masked_rows(T)
     at = mask[:, None, :, None]
     results = []
     for value in (0.5, garbage):

@@ -8,35 +8,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers import TOLERANCE, as_users_have_it, assert_near, leaves
+from helpers import TOLERANCE, as_users_have_it, assert_near, draw_qkv, leaves, three_masked_rows
 from subquad.ops.local_attention import (
     local_attention,
     local_attention_cached,
     local_attention_quadratic,
-    local_attention_step,
     local_state,
 )
-from subquad.ops.state import load_state, map_state, save_state, state_size_bytes
 from subquad.ops.window import Cut, _windows
 
 B, H, T, K, V = 3, 2, 23, 4, 5
 
 
 def make_qkv(dtype=torch.float64, shape=(B, H, T), seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        torch.randn(*shape, n, generator=generator, dtype=torch.float64).to(dtype)
-        for n in (K, K, V)
-    ]
-
-
-def make_mask(seq_len=T):
-    """Return one row with holes, one padded on the left, one with no valid key at all."""
-    mask = torch.ones(B, seq_len, dtype=torch.bool)
-    mask[0, [n for n in (2, 3, 7, 11, 21) if n < seq_len]] = False
-    mask[1, :5] = False
-    mask[2] = False
-    return mask
+    return draw_qkv(shape, K, V, dtype, seed)
 
 
 def empty(q, window, num_global=0):
@@ -76,7 +61,7 @@ def test_the_definition_is_the_definition(is_causal, num_global):
 def test_blocks_equal_the_definition_in_each_dtype(dtype, masked, num_global, is_causal):
     options = {
         "window": 5, "is_causal": is_causal, "num_global": num_global, "scale": 0.3,
-        "key_mask": make_mask() if masked else None,
+        "key_mask": three_masked_rows(T) if masked else None,
     }  # fmt: skip
     # In half precision SDPA rounds the weights too, and the gradients are differences of them.
     factor = 8 if dtype.itemsize == 2 else 1
@@ -96,7 +81,7 @@ def test_any_length_window_and_block_size_equals_the_definition(is_causal, maske
         q, k, v = make_qkv(shape=(B, H, seq_len), seed=index)
         options = {"window": window, "is_causal": is_causal, "num_global": num_global}
         if masked:
-            options["key_mask"] = make_mask(seq_len)
+            options["key_mask"] = three_masked_rows(seq_len)
         at, same = leaves(q, k, v), leaves(q, k, v)
         y = local_attention(*at, block_size=block_size, **options)
         expected = local_attention_quadratic(*same, **options)
@@ -134,7 +119,7 @@ def test_a_window_over_everything_is_softmax_attention():
 @pytest.mark.parametrize("num_global", [0, 2])
 @pytest.mark.parametrize("form", ["bidirectional", "causal", "cached"])
 def test_garbage_in_padded_positions_changes_nothing(form, num_global, garbage):
-    mask = make_mask()
+    mask = three_masked_rows(T)
     at = mask[:, None, :, None]
     results = []
     for value in (0.5, garbage):
@@ -178,88 +163,6 @@ def test_the_future_does_not_change_the_past_by_a_bit(form, num_global, dtype):
         after = run()
         assert torch.equal(before[:, :, :j], after[:, :, :j])
         assert not torch.equal(before[:, :, j:], after[:, :, j:])
-
-
-@settings(max_examples=50, deadline=None, derandomize=True, database=None)
-@given(
-    cuts=st.lists(st.integers(1, T - 1), max_size=T - 1, unique=True).map(sorted),
-    masked=st.sets(st.integers(0, T - 1)),
-    window=st.sampled_from([1, 2, 5, 40]),
-    num_global=st.sampled_from([0, 1, 4]),
-    in_place=st.booleans(),
-)
-def test_any_split_over_the_state_gives_one_pass(cuts, masked, window, num_global, in_place):
-    """``masked`` names the stretches that come with a key_mask; single tokens without are steps."""
-    q, k, v = make_qkv()
-    mask, outputs = make_mask(), []
-    state = empty(q, window, num_global)
-    size = state_size_bytes(state)
-    for a, b in pairwise([0, *cuts, T]):
-        if a not in masked:
-            mask[:, a:b] = True
-        before, kept = state, map_state(torch.clone, state)
-        if b == a + 1 and a not in masked:
-            token = (x[:, :, a] for x in (q, k, v))
-            y, state = local_attention_step(*token, state, in_place=in_place)
-            y = y.unsqueeze(2)
-        else:
-            stretch = (x[:, :, a:b] for x in (q, k, v))
-            key_mask = mask[:, a:b] if a in masked else None
-            y, state = local_attention_cached(*stretch, state, key_mask=key_mask, block_size=2)
-        if not in_place:
-            assert all(map(torch.equal, kept, before))
-        assert state_size_bytes(state) == size
-        outputs.append(y)
-    assert torch.equal(state.position, mask.sum(1))
-    expected = local_attention_quadratic(
-        q, k, v, window=window, is_causal=True, num_global=num_global, key_mask=mask
-    )
-    assert_near(torch.cat(outputs, dim=2), expected, 1e-12)
-
-
-def test_slots_that_no_token_has_reached_are_0():
-    stretch = [x[:, :, :3] for x in make_qkv()]
-    mask = torch.tensor([[True, True, True], [False, True, True], [False, False, False]])
-    _, state = local_attention_cached(*stretch, empty(stretch[0], 4, 5), key_mask=mask)
-    for table in state[:4]:
-        filled = table.ne(0).all(-1).all(1)
-        assert torch.equal(filled.sum(1), mask.sum(1))
-        assert table[~filled[:, None].expand(table.shape[:3])].eq(0).all()
-
-
-def test_a_step_in_place_writes_into_the_tables_that_it_got():
-    q, k, v = (x[:, :, 0] for x in make_qkv())
-    state = empty(q, 4, 1)
-    _, new = local_attention_step(q, k, v, state, in_place=True)
-    assert all(a.data_ptr() == b.data_ptr() for a, b in zip(new[:4], state[:4], strict=True))
-    _, newer = local_attention_step(q, k, v, new)
-    assert not any(a.data_ptr() == b.data_ptr() for a, b in zip(new[:4], newer[:4], strict=True))
-
-
-def test_gradients_flow_through_the_state():
-    results = []
-    for split in (False, True):
-        inputs = leaves(*make_qkv())
-        options = {"window": 6, "num_global": 2}
-        if split:
-            _, state = local_attention_cached(
-                *(x[:, :, :9] for x in inputs), empty(inputs[0], 6, 2)
-            )
-            _, state = local_attention_step(*(x[:, :, 9] for x in inputs), state)
-            y, _ = local_attention_cached(*(x[:, :, 10:] for x in inputs), state)
-        else:
-            y = local_attention_quadratic(*inputs, is_causal=True, **options)[:, :, 10:]
-        results.append(torch.autograd.grad(y.square().sum(), inputs))
-    assert_near(*results, 1e-11)
-
-
-def test_a_state_is_saved_and_loaded(tmp_path):
-    inputs, path = make_qkv(), tmp_path / "state.safetensors"
-    for num_global in (0, 2):
-        _, state = local_attention_cached(*inputs, empty(inputs[0], 6, num_global))
-        save_state(state, path)
-        loaded = load_state(path, like=empty(inputs[0][:1], 6, num_global))
-        assert all(map(torch.equal, loaded, state))
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, database=None)
@@ -333,7 +236,7 @@ def test_it_compiles_whole_with_the_same_gradients(is_causal, masked):
     torch._dynamo.reset()
     inputs = leaves(*make_qkv(shape=(B, H, 200)))
     options = {"window": 8, "num_global": 2, "is_causal": is_causal}
-    options["key_mask"] = make_mask(200) if masked else None
+    options["key_mask"] = three_masked_rows(200) if masked else None
     compiled = torch.compile(local_attention, fullgraph=True, backend="aot_eager")
     results = []
     for form in (compiled, local_attention):

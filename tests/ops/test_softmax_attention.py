@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
 import subquad
-from helpers import TOLERANCE, as_users_have_it, assert_near, leaves
+from helpers import TOLERANCE, as_users_have_it, assert_near, draw_qkv, leaves, three_masked_rows
 from subquad.ops.softmax_attention import (
     KVCache,
     kv_cache,
@@ -22,20 +22,7 @@ B, H, T, K, V = 3, 2, 12, 4, 5
 
 
 def make_qkv(dtype=torch.float64, shape=(B, H, T), seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        torch.randn(*shape, n, generator=generator, dtype=torch.float64).to(dtype)
-        for n in (K, K, V)
-    ]
-
-
-def make_mask():
-    """Return one row with holes, one padded on the left, one with no valid key at all."""
-    mask = torch.ones(B, T, dtype=torch.bool)
-    mask[0, [2, 3, 7, 11]] = False
-    mask[1, :5] = False
-    mask[2] = False
-    return mask
+    return draw_qkv(shape, K, V, dtype, seed)
 
 
 def test_the_definition_is_the_definition():
@@ -54,7 +41,11 @@ def test_the_definition_is_the_definition():
 @pytest.mark.parametrize("scale", [None, 0.3])
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_the_fast_form_equals_the_definition(dtype, masked, scale, is_causal):
-    options = {"is_causal": is_causal, "scale": scale, "key_mask": make_mask() if masked else None}
+    options = {
+        "is_causal": is_causal,
+        "scale": scale,
+        "key_mask": three_masked_rows(T) if masked else None,
+    }
     results = []
     for form in (subquad.softmax_attention, softmax_attention_quadratic):
         wide = torch.float64 if form is softmax_attention_quadratic else dtype
@@ -70,7 +61,7 @@ def test_the_fast_form_equals_the_definition(dtype, masked, scale, is_causal):
 
 def test_sdpa_agrees_where_no_row_is_empty():
     q, k, v = make_qkv()
-    mask = make_mask()
+    mask = three_masked_rows(T)
     mask[2, 0] = True
     expected = scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None])
     assert_near(subquad.softmax_attention(q, k, v, key_mask=mask), expected, 1e-12)
@@ -82,7 +73,7 @@ def test_sdpa_agrees_where_no_row_is_empty():
 def test_queries_and_keys_may_differ_in_number(queries, keys):
     q, k, v = make_qkv()
     args = (q[:, :, :queries], k[:, :, :keys], v[:, :, :keys])
-    mask = make_mask()[:, :keys]
+    mask = three_masked_rows(T)[:, :keys]
     expected = softmax_attention_quadratic(*args, key_mask=mask)
     assert_near(subquad.softmax_attention(*args, key_mask=mask), expected, 1e-12)
 
@@ -93,7 +84,7 @@ def test_queries_and_keys_may_differ_in_number(queries, keys):
     [("fast", False), ("fast", True), ("quadratic", False), ("quadratic", True), ("cached", True)],
 )
 def test_garbage_in_padded_positions_changes_nothing(form, is_causal, garbage):
-    mask = make_mask()
+    mask = three_masked_rows(T)
     at = mask[:, None, :, None]
     results = []
     for value in (0.5, garbage):
@@ -121,7 +112,7 @@ def test_garbage_in_padded_positions_changes_nothing(form, is_causal, garbage):
 def test_a_row_without_a_valid_key_gives_exactly_0(is_causal):
     for form in (subquad.softmax_attention, softmax_attention_quadratic):
         inputs = leaves(*make_qkv())
-        y = form(*inputs, is_causal=is_causal, key_mask=make_mask())
+        y = form(*inputs, is_causal=is_causal, key_mask=three_masked_rows(T))
         assert y[2].eq(0).all()
         assert y[0].ne(0).all()
         assert y[1, :, :5].eq(0).all() == is_causal
@@ -133,7 +124,7 @@ def test_a_row_without_a_valid_key_gives_exactly_0(is_causal):
 def test_a_broken_query_that_is_not_padded_is_not_hidden():
     q, k, v = make_qkv()
     q[0, 0, 4, 1] = torch.nan
-    y = subquad.softmax_attention(q, k, v, key_mask=make_mask())
+    y = subquad.softmax_attention(q, k, v, key_mask=three_masked_rows(T))
     assert y[0, 0, 4].isnan().all()
     assert y.isnan().sum() == V
 
@@ -172,7 +163,7 @@ def test_the_future_does_not_change_the_past_by_a_bit(form, dtype):
 def test_any_split_over_the_cache_gives_one_pass(cuts, masked, in_place, scale):
     """``masked`` names the stretches that come with a key_mask; the others have none."""
     q, k, v = make_qkv()
-    mask = make_mask()
+    mask = three_masked_rows(T)
     cache = kv_cache(B, H, K, V, like=q)
     outputs = []
     for a, b in zip([0, *cuts], [*cuts, T], strict=True):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers import TOLERANCE, as_users_have_it, assert_near, leaves
+from helpers import TOLERANCE, as_users_have_it, assert_near, draw_qkv, leaves, three_masked_rows
 from subquad.ops.state import load_state, map_state, save_state, state_size_bytes
 from subquad.ops.strided_attention import (
     strided_attention,
@@ -22,20 +22,7 @@ B, H, T, K, V = 3, 2, 23, 4, 5
 
 
 def make_qkv(dtype=torch.float64, shape=(B, H, T), seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        torch.randn(*shape, n, generator=generator, dtype=torch.float64).to(dtype)
-        for n in (K, K, V)
-    ]
-
-
-def make_mask(seq_len=T):
-    """Return one row with holes, one padded on the left, one with no valid key at all."""
-    mask = torch.ones(B, seq_len, dtype=torch.bool)
-    mask[0, [n for n in (2, 3, 7, 11, 21) if n < seq_len]] = False
-    mask[1, :5] = False
-    mask[2] = False
-    return mask
+    return draw_qkv(shape, K, V, dtype, seed)
 
 
 def empty(q, window):
@@ -75,7 +62,7 @@ def test_the_definition_is_the_definition(is_causal, stride):
 def test_blocks_equal_the_definition_in_each_dtype(dtype, masked, stride, is_causal):
     options = {
         "window": 5, "is_causal": is_causal, "stride": stride, "scale": 0.3,
-        "key_mask": make_mask() if masked else None,
+        "key_mask": three_masked_rows(T) if masked else None,
     }  # fmt: skip
     # In half precision SDPA rounds the weights too, and the gradients are differences of them.
     factor = 8 if dtype.itemsize == 2 else 1
@@ -95,7 +82,7 @@ def test_any_length_window_and_block_size_equals_the_definition(is_causal, maske
         q, k, v = make_qkv(shape=(B, H, seq_len), seed=index)
         options = {"window": window, "is_causal": is_causal, "stride": stride}
         if masked:
-            options["key_mask"] = make_mask(seq_len)
+            options["key_mask"] = three_masked_rows(seq_len)
         at, same = leaves(q, k, v), leaves(q, k, v)
         y = strided_attention(*at, block_size=block_size, **options)
         expected = strided_attention_quadratic(*same, **options)
@@ -118,7 +105,7 @@ def test_a_window_over_everything_is_softmax_attention():
 @pytest.mark.parametrize("stride", [1, 4])
 @pytest.mark.parametrize("form", ["bidirectional", "causal", "cached"])
 def test_garbage_in_padded_positions_changes_nothing(form, stride, garbage):
-    mask = make_mask()
+    mask = three_masked_rows(T)
     at = mask[:, None, :, None]
     results = []
     for value in (0.5, garbage):
@@ -175,7 +162,7 @@ def test_the_future_does_not_change_the_past_by_a_bit(form, stride, dtype):
 def test_any_split_over_the_state_gives_one_pass(cuts, masked, window, stride, in_place):
     """``masked`` names the stretches that come with a key_mask; single tokens without are steps."""
     q, k, v = make_qkv()
-    mask, outputs = make_mask(), []
+    mask, outputs = three_masked_rows(T), []
     state = empty(q, window)
     for a, b in pairwise([0, *cuts, T]):
         if a not in masked:
@@ -312,7 +299,7 @@ def test_it_compiles_whole_with_the_same_gradients(is_causal, masked):
     torch._dynamo.reset()
     inputs = leaves(*make_qkv(shape=(B, H, 200)))
     options = {"window": 8, "stride": 5, "is_causal": is_causal}
-    options["key_mask"] = make_mask(200) if masked else None
+    options["key_mask"] = three_masked_rows(200) if masked else None
     compiled = torch.compile(strided_attention, fullgraph=True, backend="aot_eager")
     results = []
     for form in (compiled, strided_attention):

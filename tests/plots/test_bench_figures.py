@@ -44,6 +44,32 @@ def test_the_wall_has_straight_axes():
     assert axes.get_ylim()[0] == 0
 
 
+def test_softmax_is_continued_by_its_square_where_it_was_not_measured():
+    result = attention()
+    result["rows"] = [
+        row for row in result["rows"] if row["what"] != {
+            "mechanism": "softmax", "pass": "forward+backward", "seq_len": 1024}
+    ]  # fmt: skip
+    (axes,) = wall_figure(result).axes
+    measured, dotted = axes.lines[0], axes.lines[-1]
+    assert measured.get_label() == "softmax"
+    assert list(measured.get_xdata()) == [512.0]
+    assert dotted.get_linestyle() == ":"
+    assert dotted.get_xdata()[-1] == 1024.0
+    assert dotted.get_ydata()[-1] == pytest.approx(4 * measured.get_ydata()[0])
+    # As high as the measured times, which the dotted line may leave.
+    assert axes.get_ylim()[1] == pytest.approx(1.06 * 1.024 * 5 / 2)
+    assert axes.texts[0].get_text().startswith("not measured: T")
+
+
+def test_a_softmax_that_was_measured_throughout_is_not_continued():
+    (axes,) = wall_figure(attention()).axes
+    assert len(axes.lines) == 4
+    assert {text.get_text() for text in axes.texts} == {
+        "softmax", "linear (torch)", "linear (C++)", "other"
+    }  # fmt: skip
+
+
 def decoding():
     rows = [
         {

@@ -13,15 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from subquad.bench.check import OTHER_DIRECTION, Verdict, check_mechanism
 from subquad.bench.machine import PROBE_NAMES, Probes, linear_roofline_seconds
-from subquad.bench.mechanisms import (
-    OTHER_DIRECTION,
-    Mechanism,
-    Verdict,
-    check_mechanism,
-    mechanisms,
-    select,
-)
+from subquad.bench.mechanisms import Mechanism, mechanisms, select
 from subquad.bench.memory import measured_apart, peak_bytes
 from subquad.bench.options import AttentionOptions
 from subquad.bench.results import Report, Row, spread
@@ -95,6 +89,7 @@ def inputs(options: AttentionOptions, seq_len: int) -> tuple[Tensor, Tensor, Ten
 def call(mechanism: Mechanism, which: str, qkv: tuple[Tensor, ...], is_causal: bool) -> Run:
     """Return a function that runs the operator once, forward or forward and backward."""
     q, k, v = qkv
+    mechanism.prepare(q)
     upstream = torch.ones_like(v)
 
     def forward() -> Tensor:

@@ -15,14 +15,20 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from itertools import pairwise
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from subquad.bench.decode_parts import filled_state, products_alone, state_update_alone, step_call
+from subquad.bench.decode_parts import (
+    filled_state,
+    prefix_call,
+    products_alone,
+    state_bytes,
+    state_update_alone,
+    step_call,
+)
+from subquad.bench.decode_totals import integrate, positions
 from subquad.bench.options import DecodeOptions
-from subquad.bench.results import Json, Report, Row, spread
+from subquad.bench.results import Report, Row, spread
 from subquad.bench.timing import Progress, interleave, seconds_of, threads, wait, warm_up
 from subquad.models import PixelModel
 from subquad.models.memory import free_memory
@@ -81,19 +87,6 @@ def measure_decode(
             models = {m: make(name, m).eval().to(options.device) for m in options.mixers}
             for batch in options.batches:
                 _Session(options, report, models, name, batch, progress).measure()
-
-
-def positions(seq_len: int, count: int) -> list[int]:
-    """Return ``count`` positions from 1 to ``seq_len`` - 1, evenly spread, ends included."""
-    last = max(1, seq_len - 1)
-    return sorted({1 + round(i * (last - 1) / (count - 1)) for i in range(count)})
-
-
-def integrate(points: list[tuple[int, float]], seq_len: int) -> float:
-    """Return the sum over positions 1 .. ``seq_len`` - 1, by the trapezoid rule."""
-    inner = sum((p1 - p0) * (s0 + s1) / 2 for (p0, s0), (p1, s1) in pairwise(points))
-    # The trapezoids run from the middle of the first position to the middle of the last.
-    return inner + (points[0][1] + points[-1][1]) / 2
 
 
 def _work(options: DecodeOptions, batch: int) -> float:
@@ -184,7 +177,7 @@ class _Session:
             while batch > 1 and expected * batch > self.options.limit:
                 batch //= 2
             tokens = torch.randint(0, 256, (batch, place), device=device)
-            run = _prefix_call(self.models["softmax"], tokens)
+            run = prefix_call(self.models["softmax"], tokens)
             try:
                 times = [warm_up(run, device), *(seconds_of(run, device) for _ in range(2))]
             except (MemoryError, torch.OutOfMemoryError):
@@ -265,7 +258,7 @@ class _Session:
         )
 
     def _fits(self, mixer: str) -> bool:
-        needed = _state_bytes(self.models[mixer], self.batch, self.seq_len)
+        needed = state_bytes(self.models[mixer], self.batch, self.seq_len)
         free = free_memory(torch.device(self.options.device))
         if free is None or needed <= SHARE_OF_FREE_MEMORY * free:
             return True
@@ -292,35 +285,6 @@ class _Session:
         return row
 
 
-def speedups(report: Report) -> list[Json]:
-    """Return images/s of linear over those of the others, for each model and batch."""
-    rates = {
-        (x["model"], x["batch"], x["mixer"]): x["images_per_second"]
-        for x in report.summary
-        if "images_per_second" in x
-    }
-    return [
-        {"model": model, "batch": batch, "over": mixer, "times": rates[model, batch, "linear"] / r}
-        for (model, batch, mixer), r in rates.items()
-        if not mixer.startswith("linear") and (model, batch, "linear") in rates
-    ]
-
-
 def _paper_model(name: str, mixer: str) -> PixelModel:
     torch.manual_seed(0)
     return MODELS[name](mixer)
-
-
-def _prefix_call(model: PixelModel, tokens: Tensor) -> Callable[[], Any]:
-    def run() -> Tensor:
-        hidden = model.decoder(model.byte_embedding(tokens))
-        parameters: Tensor = model.head(hidden[:, -1])
-        return parameters
-
-    return run
-
-
-def _state_bytes(model: PixelModel, batch: int, length: int) -> int:
-    """Return the bytes of a state after ``length`` tokens, from one image's at two lengths."""
-    one, two = (state_size_bytes(filled_state(model, 1, n)) for n in (1, 2))
-    return batch * (one + (two - one) * (length - 1))

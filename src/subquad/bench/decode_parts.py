@@ -15,6 +15,7 @@ from subquad.ops.fused_linear_attention import token_taker
 from subquad.ops.linear_state import LinearState
 from subquad.ops.logistic_mixture import logistic_mixture_sample
 from subquad.ops.softmax_attention import KVCache
+from subquad.ops.state import state_size_bytes
 
 
 def filled_state(model: PixelModel, batch: int, position: int) -> StackState:
@@ -78,6 +79,23 @@ def state_update_alone(model: PixelModel, state: StackState) -> Callable[[], obj
             take(q, k, v, past, None)
 
     return run
+
+
+def prefix_call(model: PixelModel, tokens: Tensor) -> Callable[[], object]:
+    """Return a function that maps whole prefixes, bytes (B, T), to the next byte's mixture."""
+
+    def run() -> Tensor:
+        hidden = model.decoder(model.byte_embedding(tokens))
+        parameters: Tensor = model.head(hidden[:, -1])
+        return parameters
+
+    return run
+
+
+def state_bytes(model: PixelModel, batch: int, length: int) -> int:
+    """Return the bytes of a state after ``length`` tokens, from one image's at two lengths."""
+    one, two = (state_size_bytes(filled_state(model, 1, n)) for n in (1, 2))
+    return batch * (one + (two - one) * (length - 1))
 
 
 def _filled(past: Any, position: int) -> Any:

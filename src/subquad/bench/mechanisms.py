@@ -3,42 +3,43 @@
 An operator is a function of (q, k, v, is_causal), in SDPA's layout: q, k (B, H, T, K) and
 v (B, H, T, V) to (B, H, T, V). A new one is one more entry in ``mechanisms()``, or, for an operator
 of your own, in the dict given to ``measure_attention``.
+
+LSH attention has the paper's sizes (64 buckets, chunks of 32) and takes its queries as keys, so k
+has no gradient. Its rounds run one after another, each computed anew in the backward pass: kept
+side by side, 8 rounds at T = 65,536 would need tens of GB.
 """
 
-import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from subquad.kernels.dispatch import Impl
 from subquad.ops.feature_maps import elu_plus_one
 from subquad.ops.linear_attention import (
     linear_attention,
     linear_attention_causal,
     linear_attention_quadratic,
 )
+from subquad.ops.linformer_attention import linformer_attention, linformer_attention_quadratic
+from subquad.ops.local_attention import local_attention, local_attention_quadratic
+from subquad.ops.lsh_attention import lsh_attention
+from subquad.ops.lsh_definition import lsh_attention_quadratic
 from subquad.ops.softmax_attention import softmax_attention, softmax_attention_quadratic
+from subquad.ops.strided_attention import strided_attention, strided_attention_quadratic
 
 Attend = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
+Growth = Callable[[int], float]
 
 SOFTMAX = "softmax"
 TORCH_FORM = "linear-torch"  # the best of its chunk sizes is "the torch form"
 CHUNK_SIZES = (32, 64, 128, 256)
-OTHER_DIRECTION = "has no"  # begins the reason of a mechanism of the other direction
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
-
-
-def linear_growth(seq_len: int) -> float:
-    """Return the relative cost of an operator whose time grows as T."""
-    return float(seq_len)
-
-
-def quadratic_growth(seq_len: int) -> float:
-    """Return the relative cost of one whose time grows as T^2 from about 1,000 tokens on."""
-    return seq_len * max(1.0, seq_len / 1024)
+ROUNDS = (1, 4, 8)  # of LSH attention, those of the paper's Figure 1
+NUM_BUCKETS, LSH_CHUNK = 64, 32
+WINDOW, STRIDE, NUM_SLOTS = 256, 128, 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +53,21 @@ class Mechanism:
         directions: "causal", "bidirectional" or both.
         cost: relative cost at T, for the estimate of the time left.
         device: "cpu" or "cuda" if it runs there alone.
-        check_len: length at which it is held against its definition.
+        check_len: length at which outputs and gradients are held against the definition; long
+            enough for a window, a stride or a chunk to end before the sequence does.
         tolerance: relative error allowed then (default: by dtype).
+        prepare: given q, makes what is not to be measured: weights.
     """
 
     attend: Attend
     definition: Attend | None = None
     is_linear: bool = False
     directions: tuple[str, ...] = ("causal", "bidirectional")
-    cost: Callable[[int], float] = linear_growth
+    cost: Growth = float
     device: str | None = None
     check_len: int = 65
     tolerance: float | None = None
+    prepare: Callable[[Tensor], object] = id
 
 
 def mechanisms() -> dict[str, Mechanism]:
@@ -72,21 +76,43 @@ def mechanisms() -> dict[str, Mechanism]:
         SOFTMAX: Mechanism(attend=_softmax, definition=_softmax_definition, cost=quadratic_growth),
         **{
             f"{TORCH_FORM}-{size}": Mechanism(
-                attend=partial(_linear_chunked, chunk_size=size),
-                definition=linear_definition,
-                is_linear=True,
-                directions=("causal",),
+                attend=partial(_linear_chunked, chunk_size=size), definition=linear_definition,
+                is_linear=True, directions=("causal",),
             )
             for size in CHUNK_SIZES
         },
         TORCH_FORM: Mechanism(
-            attend=_linear_torch,
-            definition=linear_definition,
-            is_linear=True,
-            directions=("bidirectional",),
+            attend=partial(_linear, impl=Impl.TORCH), definition=linear_definition,
+            is_linear=True, directions=("bidirectional",),
         ),
-        **_native(),
-    }
+        **{
+            f"linear-{impl.value}": Mechanism(
+                attend=partial(_linear, impl=impl), definition=linear_definition,
+                is_linear=True, device=device,
+            )
+            for impl, device in ((Impl.CPU, "cpu"), (Impl.TRITON, "cuda"))
+        },
+        **{
+            f"lsh-{rounds}": Mechanism(
+                attend=partial(_lsh, rounds=rounds),
+                definition=partial(_lsh_definition, rounds=rounds),
+                cost=partial(_times, 10.0 * rounds),
+            )
+            for rounds in ROUNDS
+        },
+        f"local-{WINDOW}": Mechanism(
+            attend=_local, definition=_local_definition, cost=partial(_times, 4.0),
+            check_len=2 * WINDOW + 9,
+        ),
+        f"strided-{STRIDE}": Mechanism(
+            attend=_strided, definition=_strided_definition, cost=_strided_growth,
+            check_len=2 * STRIDE + 9,
+        ),
+        f"linformer-{NUM_SLOTS}": Mechanism(
+            attend=_linformer, definition=_linformer_definition, cost=partial(_times, 2.0),
+            directions=("bidirectional",), prepare=_mixing_for,
+        ),
+    }  # fmt: skip
 
 
 def select(names: Iterable[str], known: Iterable[str]) -> list[str]:
@@ -104,56 +130,22 @@ def select(names: Iterable[str], known: Iterable[str]) -> list[str]:
     return chosen
 
 
-class Verdict(NamedTuple):
-    """Why a mechanism is not measured (None: it is), and how far off its definition it is."""
-
-    reason: str | None
-    error: float | None
-
-
-def check_mechanism(
-    mechanism: Mechanism, *, is_causal: bool, device: str, dtype: torch.dtype, head_dim: int
-) -> Verdict:
-    """Say whether it can be measured here; its output is held against its definition."""
-    direction = "causal" if is_causal else "bidirectional"
-    if direction not in mechanism.directions:
-        return Verdict(f"{OTHER_DIRECTION} {direction} form", None)
-    if mechanism.device is not None and not device.startswith(mechanism.device):
-        return Verdict(f"runs on {mechanism.device} only", None)
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (
-        torch.randn(1, 2, mechanism.check_len, head_dim, generator=generator) for _ in range(3)
-    )
-    q, k, v = (x.to(device, dtype) for x in (q, k, v))
-    try:
-        found = mechanism.attend(q, k, v, is_causal)
-    except (
-        RuntimeError,
-        ValueError,
-        TypeError,
-        NotImplementedError,
-        ImportError,
-        AssertionError,
-    ) as error:
-        return Verdict(f"cannot run: {' '.join(str(error).split())}", None)
-    if mechanism.definition is None:
-        return Verdict(None, None)
-    expected = mechanism.definition(q.double(), k.double(), v.double(), is_causal)
-    wrong = relative_error(found, expected)
-    if not wrong <= (mechanism.tolerance or TOLERANCE.get(dtype, 1e-9)):
-        return Verdict(f"is wrong: its output is {wrong:.1e} off its definition", wrong)
-    return Verdict(None, wrong)
-
-
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    """Return the norm of the difference over the norm of ``expected``, in float64."""
-    expected = expected.double()
-    return float((found.double() - expected).norm() / expected.norm())
+def quadratic_growth(seq_len: int) -> float:
+    """Return the relative cost of one whose time grows as T^2 from about 1,000 tokens on."""
+    return seq_len * max(1.0, seq_len / 1024)
 
 
 def linear_definition(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
     """Compute linear attention with elu + 1 by its definition."""
     return linear_attention_quadratic(elu_plus_one(q), elu_plus_one(k), v, is_causal=is_causal)
+
+
+def _times(factor: float, seq_len: int) -> float:
+    return factor * seq_len
+
+
+def _strided_growth(seq_len: int) -> float:
+    return 4.0 * seq_len * (1 + seq_len / (2 * STRIDE) / STRIDE)
 
 
 def _softmax(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
@@ -166,51 +158,76 @@ def _softmax_definition(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Ten
 
 def _linear_chunked(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, *, chunk_size: int) -> Tensor:
     del is_causal  # the chunked form is causal
-    options = _torch_option(linear_attention_causal)
-    return linear_attention_causal(
-        elu_plus_one(q), elu_plus_one(k), v, chunk_size=chunk_size, **options
-    )
+    phi_q, phi_k = elu_plus_one(q), elu_plus_one(k)
+    return linear_attention_causal(phi_q, phi_k, v, chunk_size=chunk_size, impl=Impl.TORCH)
 
 
-def _linear_torch(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
-    return linear_attention(q, k, v, is_causal=is_causal, **_torch_option(linear_attention))
+def _linear(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, *, impl: Impl) -> Tensor:
+    return linear_attention(q, k, v, is_causal=is_causal, impl=impl)
 
 
-def _torch_option(function: Callable[..., Any]) -> dict[str, Any]:
-    """Name the torch form where the function lets one choose; without kernels it is the only one.
+def _lsh(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, *, rounds: int) -> Tensor:
+    def one_round(q: Tensor, v: Tensor, rotation: Tensor) -> Tensor:
+        return lsh_attention(q, v, rotation, chunk_size=LSH_CHUNK, is_causal=is_causal)
 
-    A form named explicitly never falls back, so what is measured is what is named.
-    """
-    impl = _impl()
-    if impl is None or "impl" not in inspect.signature(function).parameters:
-        return {}
-    return {"impl": impl.TORCH}
-
-
-def _native() -> dict[str, Mechanism]:
-    """Return linear attention by each native kernel that this version has."""
-    impl = _impl()
-    if impl is None or "impl" not in inspect.signature(linear_attention).parameters:
-        return {}
-
-    def attend(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, *, kernel: Any) -> Tensor:
-        options: Any = {"impl": kernel}
-        return linear_attention(q, k, v, is_causal=is_causal, **options)
-
-    return {
-        f"linear-{name}": Mechanism(
-            attend=partial(attend, kernel=getattr(impl, name.upper())),
-            definition=linear_definition,
-            is_linear=True,
-            device=device,
-        )
-        for name, device in (("cpu", "cpu"), ("triton", "cuda"))
-    }
+    rotations = _rotations(rounds, q.shape[-1]).to(q.device)
+    total = torch.zeros_like(v)
+    for rotation in torch.chunk(rotations, rounds):
+        if torch.is_grad_enabled():
+            y: Tensor = checkpoint(one_round, q, v, rotation, use_reentrant=False)
+        else:
+            y = one_round(q, v, rotation)
+        total = total + y / rounds
+    return total
 
 
-def _impl() -> Any:
-    try:
-        from subquad.kernels import dispatch  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        return None
-    return getattr(dispatch, "Impl", None)
+def _lsh_definition(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, *, rounds: int) -> Tensor:
+    rotations = _rotations(rounds, q.shape[-1]).to(q.device)
+    return lsh_attention_quadratic(q, v, rotations, chunk_size=LSH_CHUNK, is_causal=is_causal)
+
+
+def _rotations(rounds: int, key_dim: int) -> Tensor:
+    """Return the rotations of all rounds (R, K, buckets / 2), always the same."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(rounds, key_dim, NUM_BUCKETS // 2, generator=generator)
+
+
+def _local(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
+    return local_attention(q, k, v, window=WINDOW, is_causal=is_causal)
+
+
+def _local_definition(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
+    return local_attention_quadratic(q, k, v, window=WINDOW, is_causal=is_causal)
+
+
+def _strided(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
+    return strided_attention(q, k, v, window=STRIDE, stride=STRIDE, is_causal=is_causal)
+
+
+def _strided_definition(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
+    return strided_attention_quadratic(q, k, v, window=STRIDE, stride=STRIDE, is_causal=is_causal)
+
+
+def _linformer(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
+    """Attend to mixtures by E and F; these are weights, whose gradients are not asked for here."""
+    del is_causal  # it is not
+    return linformer_attention(q, k, v, *_mixing_for(q))
+
+
+def _linformer_definition(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
+    del is_causal
+    return linformer_attention_quadratic(q, k, v, *_mixing_for(q))
+
+
+def _mixing_for(q: Tensor) -> tuple[Tensor, Tensor]:
+    return _mixing(q.shape[2], q.dtype, q.device)
+
+
+@lru_cache(maxsize=1)
+def _mixing(seq_len: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return E and F (1, slots, T), always the same, exact in any dtype: bfloat16's numbers."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, 1, NUM_SLOTS, seq_len)
+    both = (torch.randn(shape, generator=generator) * NUM_SLOTS**-0.5).to(torch.bfloat16)
+    mix_k, mix_v = both.to(device, dtype)
+    return mix_k, mix_v

@@ -111,3 +111,41 @@ class TrainOptions(TimingOptions):
         at_least(2, seq_len=self.seq_len)
         if self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads = {self.heads}, got {self.width}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSize:
+    """Input (batch_size, seq_len, d_model) of ``bench encoder``, and the encoder that takes it."""
+
+    batch_size: int = 10
+    seq_len: int = 4000
+    d_model: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    d_ff: int = 3072
+
+    def __post_init__(self) -> None:
+        at_least(
+            1, batch=self.batch_size, seq_len=self.seq_len, width=self.d_model,
+            layers=self.num_layers, heads=self.num_heads, d_ff=self.d_ff,
+        )  # fmt: skip
+        if self.d_model % self.num_heads:
+            raise ValueError(
+                f"width must be a multiple of heads = {self.num_heads}, got {self.d_model}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderOptions:
+    """One forward pass of ``size`` with each of ``mixers``; the rest as for ``TimingOptions``."""
+
+    size: EncoderSize = EncoderSize()
+    mixers: tuple[str, ...] = ("linear", "softmax")
+    threads: int | None = None
+    device: Device = "cpu"
+    has_memory: bool = True
+
+    def __post_init__(self) -> None:
+        at_least(1, threads=self.threads)
+        if not self.mixers:
+            raise ValueError("mixers must be at least one, got none")

@@ -16,11 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from subquad.bench.attention import measure_attention, new_report
-from subquad.bench.mechanisms import (
-    Mechanism,
-    linear_definition,
-    mechanisms,
-)
+from subquad.bench.mechanisms import SOFTMAX, Mechanism, linear_definition, mechanisms, select
 from subquad.bench.options import AttentionOptions
 from subquad.bench.results import Report
 from subquad.bench.timing import Progress
@@ -32,6 +28,7 @@ Build = Callable[[int, bool], Mechanism]
 BLOCK = 64  # of the packages that work in blocks; lengths must be multiples of twice as many
 PEER_LENGTHS = tuple(2**n for n in range(9, 15))
 ABSENT = "is not installed"
+OURS = (SOFTMAX, "linear", "lsh-1")  # what the peers' operators are beside
 
 
 def measure_peers(
@@ -42,7 +39,8 @@ def measure_peers(
     Raises:
         ValueError: if a mechanism is unknown.
     """
-    table = dict(mechanisms())
+    ours = mechanisms()
+    table = ours if options.mechanisms else {name: ours[name] for name in select(OURS, ours)}
     for name, (package, build) in PEERS.items():
         if options.mechanisms and name not in options.mechanisms:
             continue
@@ -83,7 +81,8 @@ def _performer(head_dim: int, is_causal: bool) -> Mechanism:
         logits = scaled @ module.projection_matrix.to(x).mT
         norm = (scaled**2).sum(-1, keepdim=True) / 2
         # The package's stabiliser and its eps, which belong to its features.
-        return torch.exp(logits - norm - logits.amax(axes, keepdim=True)) + 1e-4
+        highest = logits.amax(axes, keepdim=True).detach()
+        return torch.exp(logits - norm - highest) + 1e-4
 
     def definition(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
         return linear_attention_quadratic(

@@ -29,6 +29,7 @@ def tables(report: Report) -> list[Table]:
         "peers": _attention,
         "decode": _decode,
         "train": _train,
+        "lsh-rounds": _lsh_rounds,
     }
     found = makers[report.kind](report)
     if report.left_out:
@@ -131,7 +132,7 @@ def _slopes(report: Report) -> Table:
     rates = report.machine.get("rates", [])
     note = "Slope: of log time against log T at the four longest lengths. "
     note += "Range: the slowest token over the fastest from T = 1,024 on, less 1. "
-    note += "Off: relative error of the output against the definition in float64. "
+    note += "Off: largest relative error of output and gradients, the definition in float64. "
     if rates:
         gemm = sorted(x["gemm_gflops"] for x in rates)[len(rates) // 2]
         copy = sorted(x["copy_gb_per_s"] for x in rates)[len(rates) // 2]
@@ -210,6 +211,28 @@ def _train(report: Report) -> list[Table]:
             note="Memory: the peak, an image, beyond weights and images, in a first step.",
         )
     ]  # fmt: skip
+
+
+def _lsh_rounds(report: Report) -> list[Table]:
+    lines = [
+        (
+            str(row.what["queries"]),
+            str(row.what["combine"]),
+            str(row.what["rounds"]),
+            f"{row.more['error']:.3f}",
+            f"{row.more['error_low']:.3f} to {row.more['error_high']:.3f}",
+            seconds(row.seconds.median),
+        )
+        for row in report.rows
+    ]
+    return [
+        Table(
+            title="LSH attention beside exact attention with shared queries and keys",
+            header=("queries", "combined by", "rounds", "error", "over the draws", "forward"),
+            rows=lines,
+            note="Error: norm of the difference of the outputs over the norm of the exact ones.",
+        )
+    ]
 
 
 def _times(row: Row, key: str) -> str:

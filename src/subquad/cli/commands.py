@@ -62,6 +62,12 @@ def _run_all(words: list[str]) -> int:
     return run_all(words)
 
 
+def _compare(words: list[str]) -> int:
+    from subquad.cli.compare import compare
+
+    return compare(words)
+
+
 def _sample(words: list[str]) -> int:
     from subquad.cli.sample import sample
 
@@ -96,6 +102,9 @@ COMMANDS = {
     "demo": Command(summary="train, draw and complete digits with two mixers, compare", run=_demo),
     "run": Command(summary="run one experiment of a paper", run=_run),
     "run-all": Command(summary="run a group of experiments, one after another", run=_run_all),
+    "compare": Command(
+        summary="finished runs in one table, with the spread over seeds", run=_compare
+    ),
     "sample": Command(summary="draw or complete images with a trained model", run=_sample),
     "bench": Command(summary="measure attention, generation and training here", run=_bench),
     "data": Command(summary="bring or check a data set", run=_data),

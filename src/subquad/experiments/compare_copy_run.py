@@ -5,7 +5,7 @@ from pathlib import Path
 
 from subquad.data.copy_task import copy_batch
 from subquad.experiments.attention_maps import last_layer_rows
-from subquad.experiments.copy_rows import COPY, ONE_SEED, copy_task
+from subquad.experiments.copy_rows import COPY, ONE_SEED, copy_task, state_facts
 from subquad.experiments.options import train_config
 from subquad.experiments.row_options import CompareCopyOptions
 from subquad.experiments.rows import Row, combined, run_rows, write_figure
@@ -41,28 +41,30 @@ def run_compare_copy(options: CompareCopyOptions, folder: Path, say: Say) -> Jso
 
 
 def compare_copy_rows(options: CompareCopyOptions) -> list[Row]:
-    """Return the rows, softmax and linear first."""
+    """Return the rows, in the order of ``options.mixers``."""
+    known = mixers(options.max_len)
     return [
         Row(
             group=COPY,
             label=name,
-            build=partial(copy_task, options, mixer),
+            build=partial(copy_task, options, known[name]),
             train=train_config(options),
-            measure=partial(_draw_attention, name),
+            measure=partial(_measure, name, options.max_len),
         )
-        for name, mixer in mixers(options.max_len).items()
+        for name in options.names
     ]
 
 
 def mixers(max_len: int) -> dict[str, str | MixerFactory]:
-    """Return the mixers; windows and chunks are a quarter of the sequence."""
+    """Return all mixers; windows, chunks and buckets go by the length of the sequence."""
     quarter, eighth = max_len // 4, max_len // 8
+    lsh = partial(LSHAttention, chunk_size=quarter, num_buckets=2 * quarter)
     return {
         "softmax": "softmax",
         "linear": "linear",
-        "lsh-4": partial(LSHAttention, num_hashes=4, chunk_size=quarter),
-        "lsh-1": partial(LSHAttention, num_hashes=1, chunk_size=quarter),
-        "lsh-8": partial(LSHAttention, num_hashes=8, chunk_size=quarter),
+        "lsh-4": partial(lsh, num_hashes=4),
+        "lsh-1": partial(lsh, num_hashes=1),
+        "lsh-8": partial(lsh, num_hashes=8),
         "hybrid": partial(HybridAttention, window=quarter),
         "local": partial(LocalAttention, window=quarter),
         "strided": partial(StridedAttention, stride=eighth),
@@ -70,12 +72,16 @@ def mixers(max_len: int) -> dict[str, str | MixerFactory]:
     }
 
 
+def _measure(name: str, max_len: int, task: CopyTask, folder: Path) -> Json:
+    assert isinstance(task.model, DecoderLM)
+    return state_facts(task.model, max_len) | _draw_attention(name, task, folder)
+
+
 def _draw_attention(name: str, task: CopyTask, folder: Path) -> Json:
     """Draw what the last layer looks at while it copies one sequence."""
     sizes = {key: task.identity[key] for key in ("max_len", "num_symbols")}
     tokens, _, mask = copy_batch(1, seed=HELD_OUT_SEED, step=0, **sizes)
     rows = mask[0].nonzero().flatten().tolist()
-    assert isinstance(task.model, DecoderLM)
     assert isinstance(task.model, DecoderLM)
     weights = last_layer_rows(task.model, tokens, rows)
     if weights is None:

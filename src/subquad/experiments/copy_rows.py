@@ -6,8 +6,10 @@ from typing import Any
 import torch
 
 from subquad.experiments.options import RowsOptions, suited_to
+from subquad.experiments.spec import Json
 from subquad.layers.registry import MixerFactory
 from subquad.models.language_model import DecoderLM
+from subquad.ops.state import state_size_bytes
 from subquad.tasks.copying import CopyTask
 
 COPY = "copy"  # the group of these rows
@@ -51,3 +53,19 @@ def copy_task(options: RowsOptions, mixer: str | MixerFactory, **shares: Any) ->
         max_len=options.max_len,
         num_symbols=options.num_symbols,
     )
+
+
+@torch.inference_mode()
+def state_bytes(model: DecoderLM, seq_len: int) -> int:
+    """Return the bytes of the mixers' states after a sequence of ``seq_len`` tokens."""
+    tokens = torch.zeros(1, seq_len, dtype=torch.long, device=model.head.weight.device)
+    _, state = model.prefill(tokens, model.init_state(1))
+    return state_size_bytes(state.mixers)
+
+
+def state_facts(model: DecoderLM, seq_len: int) -> Json:
+    """Return the bytes of state as a row's results have them; nothing for LSH, which has none."""
+    blocks = model.decoder.stack.blocks
+    if not all(getattr(block.mixer, "has_state", True) for block in blocks):
+        return {}
+    return {"state_bytes": state_bytes(model, seq_len)}

@@ -4,16 +4,20 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
 from matplotlib.figure import Figure
 
-from subquad.experiments.copy_rows import COPY, ONE_SEED, copy_task, language_model
+from subquad.experiments.copy_rows import (
+    COPY,
+    ONE_SEED,
+    copy_task,
+    language_model,
+    state_facts,
+)
 from subquad.experiments.options import train_config
 from subquad.experiments.row_options import HybridShareOptions
 from subquad.experiments.rows import Row, combined, run_rows, write_figure
 from subquad.experiments.spec import Json, Say
 from subquad.models.language_model import DecoderLM
-from subquad.ops.state import state_size_bytes
 from subquad.plots import Point, tradeoff_figure
 from subquad.tasks.marked_tokens import MarkedTokensTask
 from subquad.tasks.recall import RecallTask
@@ -86,17 +90,8 @@ def _recall(options: HybridShareOptions, share: float) -> MarkedTokensTask:
 
 
 def _measure_state(seq_len: int, task: MarkedTokensTask, folder: Path) -> Json:
-    model = task.model
-    assert isinstance(model, DecoderLM)
-    return {"state_bytes": state_bytes(model, seq_len)}
-
-
-@torch.inference_mode()
-def state_bytes(model: DecoderLM, seq_len: int) -> int:
-    """Return the bytes of the mixers' states after a sequence of ``seq_len`` tokens."""
-    tokens = torch.zeros(1, seq_len, dtype=torch.long, device=model.head.weight.device)
-    _, state = model.prefill(tokens, model.init_state(1))
-    return state_size_bytes(state.mixers)
+    assert isinstance(task.model, DecoderLM)
+    return state_facts(task.model, seq_len)
 
 
 def _state_figure(rows: Sequence[Json]) -> Figure:

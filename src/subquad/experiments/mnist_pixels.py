@@ -125,5 +125,7 @@ EXPERIMENT = Experiment(
             TABLE_1.claim("softmax", "bits/dim"),
             TABLE_4_MNIST.claim("stateful softmax", "images/s", "one GPU, with a KV cache"),
         ),
+        "lsh-1": (TABLE_1.claim("LSH-1", "bits/dim"),),
+        "lsh-4": (TABLE_1.claim("LSH-4", "bits/dim"),),
     },
 )

@@ -4,11 +4,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from subquad.experiments.options import ImageData, RowsOptions, at_least
+from subquad.experiments.spec import MIXER_HELP
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareCopyOptions(RowsOptions):
     """Options of compare-copy."""
+
+    mixers: str
+    """Which rows, with commas between."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.names or len(set(self.names)) < len(self.names):
+            raise ValueError(f"mixers must be at least one, none twice, got {self.mixers!r}")
+        for name in self.names:
+            if name not in MIXER_HELP:
+                raise ValueError(f"mixers must be among {', '.join(MIXER_HELP)}, got {name!r}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The mixers, in the order given."""
+        return tuple(word.strip() for word in self.mixers.split(",") if word.strip())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ SCALES: dict[Scale, str] = {
 MIXER_HELP: dict[str, str] = {
     "linear": "linear attention, elu(x) + 1",
     "softmax": "softmax attention, with a KV cache when it generates",
+    "performer": "FAVOR+: softmax attention by random features, drawn anew while training",
     "hybrid": "half the heads softmax over the last 256 tokens, half linear",
     "local": "softmax attention over the last 256 tokens",
     "strided": "softmax attention over a window and every 128th token",

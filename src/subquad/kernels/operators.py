@@ -16,7 +16,8 @@ from subquad.kernels.triton import linear_attention as triton
 
 _INPUTS = (
     "Tensor q, Tensor k, Tensor v, Tensor? log_decay, Tensor? key_mask, Tensor? cos, Tensor? sin, "
-    "Tensor? kv, Tensor? k_sum, bool is_elu, bool is_normalized, bool is_causal"
+    "Tensor? kv, Tensor? k_sum, bool is_elu, bool is_normalized, bool is_causal, "
+    "Tensor? cu_seqlens=None"
 )
 
 _IN_CHUNK = 16  # keys of its own chunk that a query meets, on average, in chunks of 32
@@ -36,7 +37,8 @@ def _define(
         f"{name}_backward(Tensor grad_out, Tensor? grad_kv, Tensor? grad_k_sum, "
         "Tensor q, Tensor k, Tensor v, Tensor out, Tensor denominator, Tensor? log_decay, "
         "Tensor? key_mask, Tensor? cos, Tensor? sin, Tensor? kv, Tensor? k_sum, bool is_elu, "
-        "bool is_normalized, bool is_causal) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+        "bool is_normalized, bool is_causal, Tensor? cu_seqlens) -> "
+        "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
     )
     qualified = f"subquad::{name}"
     run_backward = getattr(torch.ops.subquad, f"{name}_backward")
@@ -47,24 +49,25 @@ def _define(
         return tuple(grads[0].new_empty(0) if x is None else x for x in grads)
 
     def set_up(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *tensors, ctx.is_elu, ctx.is_normalized, ctx.is_causal = inputs
-        ctx.save_for_backward(*tensors, output[0], output[1])
+        *tensors, ctx.is_elu, ctx.is_normalized, ctx.is_causal, cu_seqlens = inputs
+        ctx.save_for_backward(*tensors, cu_seqlens, output[0], output[1])
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
 
     def differentiate(ctx: Any, grad_out: Tensor | None, _: Any, *grad_state: Any) -> Any:
         *tensors, out, denominator = ctx.saved_tensors
-        q, k, v, log_decay, key_mask, cos, sin, kv, k_sum = tensors
+        q, k, v, log_decay, key_mask, cos, sin, kv, k_sum, cu_seqlens = tensors
         if grad_out is None:
             grad_out = torch.zeros_like(out)
         grads = run_backward(
             grad_out, *grad_state, q, k, v, out, denominator, log_decay, key_mask, cos, sin,
-            kv, k_sum, ctx.is_elu, ctx.is_normalized, ctx.is_causal,
+            kv, k_sum, ctx.is_elu, ctx.is_normalized, ctx.is_causal, cu_seqlens,
         )  # fmt: skip
         grad_q, grad_k, grad_v, grad_decay, grad_kv, grad_k_sum = grads
         grad_decay = None if log_decay is None else grad_decay.to(log_decay.dtype)
         grad_state = None if kv is None else grad_kv, None if k_sum is None else grad_k_sum
-        return grad_q, grad_k, grad_v, grad_decay, None, None, None, *grad_state, None, None, None
+        nothing = (None,) * 4
+        return grad_q, grad_k, grad_v, grad_decay, None, None, None, *grad_state, *nothing
 
     _library.impl(name, forward, "CompositeExplicitAutograd")
     _library.impl(f"{name}_backward", whole_backward, "CompositeExplicitAutograd")
@@ -114,11 +117,13 @@ class _Fake:
             return x.new_empty(batch, time, heads, width).transpose(1, 2)
         return x.new_empty(batch, heads, time, width)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, ...]:
         batch, heads, time, features = q.shape
         wide = q.new_empty(0, dtype=torch.float32)
         out = self.rows(q, v.shape[3]).to(v.dtype)
-        state = wide.new_empty(batch, heads, features, v.shape[3])
+        cu_seqlens = others[9] if len(others) > 9 else None
+        sequences = batch if cu_seqlens is None else len(cu_seqlens) - 1
+        state = wide.new_empty(sequences, heads, features, v.shape[3])
         return out, wide.new_empty(batch, heads, time), state, state.new_empty(state.shape[:3])
 
     def backward(
@@ -147,16 +152,27 @@ class _Fake:
         )
 
 
+# What equals its default is left out of a call: cu_seqlens may be missing.
+def _cpu_forward(*inputs: Any) -> tuple[Tensor, ...]:
+    assert inputs[12:] in ((), (None,))
+    return cpu.forward(*inputs[:12])
+
+
+def _cpu_backward(*inputs: Any) -> tuple[Tensor | None, ...]:
+    *arguments, cu_seqlens = inputs
+    assert cu_seqlens is None
+    return cpu.backward(*arguments)
+
+
 def _triton_forward(*inputs: Any) -> tuple[Tensor, ...]:
-    *arguments, is_causal = inputs
-    assert is_causal
-    return triton.forward(*arguments)
+    assert inputs[11], "is_causal"
+    return triton.forward(*inputs[:11], cu_seqlens=inputs[12] if len(inputs) > 12 else None)
 
 
 def _triton_backward(*inputs: Any) -> tuple[Tensor | None, ...]:
-    *arguments, is_causal = inputs
+    *arguments, is_causal, cu_seqlens = inputs
     assert is_causal
-    return triton.backward(*arguments)
+    return triton.backward(*arguments, cu_seqlens=cu_seqlens)
 
 
 def _define_step(name: str, step: Callable[..., Tensor]) -> Any:
@@ -203,12 +219,11 @@ def _step_triton(
     is_elu: bool,
     is_normalized: bool,
 ) -> Tensor:
-    assert log_decay is None
-    return triton.step_(q, k, v, kv, k_sum, cos, sin, is_elu, is_normalized)
+    return triton.step_(q, k, v, kv, k_sum, cos, sin, is_elu, is_normalized, log_decay=log_decay)
 
 
 OPERATORS = {
-    Impl.CPU: _define("linear_attention_cpu", cpu.forward, cpu.backward, by_token=True),
+    Impl.CPU: _define("linear_attention_cpu", _cpu_forward, _cpu_backward, by_token=True),
     Impl.TRITON: _define(
         "linear_attention_triton", _triton_forward, _triton_backward, by_token=False
     ),

@@ -9,6 +9,7 @@ from subquad.layers.local_attention import LocalAttention
 from subquad.layers.lsh_attention import LSHAttention
 from subquad.layers.lstm import LSTMMixer
 from subquad.layers.mixer import CausalMixer, CrossMixer, Mixer
+from subquad.layers.performer import PerformerAttention, PerformerCrossAttention
 from subquad.layers.registry import MIXERS
 from subquad.layers.softmax_attention import SoftmaxAttention, SoftmaxCrossAttention
 from subquad.layers.strided_attention import StridedAttention
@@ -26,6 +27,8 @@ __all__ = [
     "LinformerAttention",
     "LocalAttention",
     "Mixer",
+    "PerformerAttention",
+    "PerformerCrossAttention",
     "SoftmaxAttention",
     "SoftmaxCrossAttention",
     "StridedAttention",

@@ -42,7 +42,9 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         """Map the last axis."""
-        return _feed(x, self.inner, ACTIVATIONS[self.activation], self.dropout, self.outer)
+        # In place, what lies between the two maps is written once; a hook may still want it.
+        activate = (IN_PLACE if is_plain(self.inner) else ACTIVATIONS)[self.activation]
+        return _feed(x, self.inner, activate, self.dropout, self.outer)
 
     def frozen(self, rows: int) -> Map:
         """Return ``forward`` as ``layers.frozen`` does for single layers."""

@@ -43,9 +43,12 @@ def fused_step(block: Any, batch_size: int) -> Callable[[Tensor, Any], tuple[Ten
         return None
     heads, feed_forward = mixer.heads, block.feed_forward
     weights = BlockWeights(
-        *(_affine(x) for x in (heads.qkv_proj, heads.out_proj)),
-        *(_affine(x) for x in (feed_forward.inner, feed_forward.outer)),
-        *(Norm(x.weight, x.bias, x.eps) for x in (block.mixer_norm, block.feed_forward_norm)),
+        qkv=_affine(heads.qkv_proj),
+        out=_affine(heads.out_proj),
+        inner=_affine(feed_forward.inner),
+        outer=_affine(feed_forward.outer),
+        mixer_norm=_norm(block.mixer_norm),
+        feed_norm=_norm(block.feed_forward_norm),
     )
     if not all(map(_is_plain_float, _tensors(weights))):
         return None
@@ -59,7 +62,7 @@ def fused_step(block: Any, batch_size: int) -> Callable[[Tensor, Any], tuple[Ten
     def step(x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
         rotation, past = positions.rotation(x_t.unsqueeze(1), state)
         cos, sin = (None, None) if rotation is None else rotation
-        return run(x_t, *past, cos, sin), positions.advance(past, state, 1)
+        return run(x_t, past.kv, past.k_sum, cos, sin), positions.advance(past, state, 1)
 
     return step
 
@@ -75,6 +78,8 @@ def _is_known(block: Any) -> bool:
         return False
     if not hasattr(feed_forward, "inner") or not _are_plain([(mixer.heads, Heads)]):
         return False
+    if mixer.heads.share_qk:
+        return False
     linear = (mixer.heads.qkv_proj, mixer.heads.out_proj, feed_forward.inner, feed_forward.outer)
     norms = (block.mixer_norm, block.feed_forward_norm)
     return (
@@ -84,7 +89,7 @@ def _is_known(block: Any) -> bool:
     )
 
 
-def _are_plain(parts: list[tuple[Any, type]]) -> bool:
+def _are_plain(parts: list[tuple[Any, type[nn.Module]]]) -> bool:
     return all(type(part) is kind and is_plain(part) for part, kind in parts)
 
 
@@ -94,6 +99,10 @@ def _is_native(impl: Impl) -> bool:
 
 def _affine(linear: nn.Linear) -> Affine:
     return Affine(linear.weight, linear.bias)
+
+
+def _norm(norm: nn.LayerNorm) -> Norm:
+    return Norm(norm.weight, norm.bias, norm.eps)
 
 
 def _tensors(weights: BlockWeights) -> Iterator[Tensor]:

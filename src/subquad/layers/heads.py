@@ -53,8 +53,9 @@ def head_width(d_model: int, num_heads: int, head_dim: int | None) -> int:
 class Heads(nn.Module):
     """Projections of one attention layer: D to H heads of q, k and v, and back.
 
-    ``qkv_proj`` is one matrix, rows ordered q, k, v and by head within each. With ``context_dim``
-    k and v come of another sequence, through ``kv_proj``.
+    ``qkv_proj`` is one matrix, rows ordered q, k, v and by head within each. With ``share_qk`` the
+    queries are the keys too, and it has rows q, v only (Kitaev et al. 2020, section 2). With
+    ``context_dim`` k and v come of another sequence, through ``kv_proj``.
     """
 
     def __init__(
@@ -65,17 +66,18 @@ class Heads(nn.Module):
         head_dim: int | None = None,
         value_dim: int | None = None,
         bias: bool = True,
+        share_qk: bool = False,
         context_dim: int | None = None,
     ) -> None:
         super().__init__()
-        self.d_model, self.num_heads = d_model, num_heads
+        self.d_model, self.num_heads, self.share_qk = d_model, num_heads, share_qk
         self.head_dim = head_width(d_model, num_heads, head_dim)
         self.value_dim = self.head_dim if value_dim is None else value_dim
         check_positive("value_dim", self.value_dim)
         self.context_dim = context_dim
         qk, kv = num_heads * self.head_dim, num_heads * (self.head_dim + self.value_dim)
         if context_dim is None:
-            self.qkv_proj = nn.Linear(d_model, qk + kv, bias=bias)
+            self.qkv_proj = nn.Linear(d_model, kv if share_qk else qk + kv, bias=bias)
         else:
             check_positive("context_dim", context_dim)
             self.q_proj = nn.Linear(d_model, qk, bias=bias)
@@ -93,9 +95,13 @@ class Heads(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def split(self, x: Float[Tensor, "B T D"]) -> QKV:
-        """Project tokens to q, k (B, H, T, K) and v (B, H, T, V)."""
-        qk = self.num_heads * self.head_dim
-        q, k, v = self.qkv_proj(x).split([qk, qk, self.num_heads * self.value_dim], dim=-1)
+        """Project tokens to q, k (B, H, T, K) and v (B, H, T, V); shared, k is q itself."""
+        qk, v_width = self.num_heads * self.head_dim, self.num_heads * self.value_dim
+        if self.share_qk:
+            q, v = self.qkv_proj(x).split([qk, v_width], dim=-1)
+            q = self._by_head(q)
+            return q, q, self._by_head(v)
+        q, k, v = self.qkv_proj(x).split([qk, qk, v_width], dim=-1)
         return self._by_head(q), self._by_head(k), self._by_head(v)
 
     def split_cross(
@@ -111,6 +117,10 @@ class Heads(nn.Module):
     ) -> tuple[Float[Tensor, "B H K"], Float[Tensor, "B H K"], Float[Tensor, "B H V"]]:
         """Cut what ``qkv_proj`` gives for one token a row into q, k and v."""
         batch_size, heads = len(projected), self.num_heads
+        if self.share_qk:
+            q, v = projected.tensor_split((heads * self.head_dim,), dim=1)
+            q = q.view(batch_size, heads, -1)
+            return q, q, v.view(batch_size, heads, -1)
         if self.head_dim == self.value_dim:  # one view in place of four, for loops over tokens
             q, k, v = projected.view(batch_size, 3, heads, self.head_dim).unbind(1)
             return q, k, v

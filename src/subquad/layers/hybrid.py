@@ -38,6 +38,7 @@ class HybridAttention(nn.Module):
         head_dim: query and key width of a head, by default d_model / num_heads.
         value_dim: value width of a head, by default ``head_dim``.
         bias: whether the projections have biases.
+        share_qk: project queries only, and take them as keys too.
         rotary: rotate queries and keys by their positions, in both kinds.
         feature_map: phi of the linear heads.
         impl: where the linear heads are computed; see ``Impl``.
@@ -58,6 +59,7 @@ class HybridAttention(nn.Module):
         head_dim: int | None = None,
         value_dim: int | None = None,
         bias: bool = True,
+        share_qk: bool = False,
         rotary: bool = False,
         feature_map: FeatureMap = elu_plus_one,
         impl: Impl = Impl.AUTO,
@@ -75,6 +77,7 @@ class HybridAttention(nn.Module):
             "head_dim": head_width(d_model, num_heads, head_dim),
             "value_dim": value_dim,
             "bias": bias,
+            "share_qk": share_qk,
             "rotary": rotary,
         }
         self.is_causal = is_causal

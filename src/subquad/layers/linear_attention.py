@@ -39,6 +39,7 @@ class LinearAttention(nn.Module):
         head_dim: query and key width of a head, by default d_model / num_heads.
         value_dim: value width of a head, by default ``head_dim``.
         bias: whether the projections have biases.
+        share_qk: project queries only, and take them as keys too.
         rotary: rotate phi(q) and phi(k) by their positions, in the numerator.
         feature_map: phi; a module (``LearnedFeatureMap``) becomes part of the layer.
         normalize: divide by the sum of the weights.
@@ -58,6 +59,7 @@ class LinearAttention(nn.Module):
         head_dim: int | None = None,
         value_dim: int | None = None,
         bias: bool = True,
+        share_qk: bool = False,
         rotary: bool = False,
         feature_map: FeatureMap = elu_plus_one,
         normalize: bool = True,
@@ -68,7 +70,10 @@ class LinearAttention(nn.Module):
         check_impl(impl)
         self.is_causal, self.normalize, self.feature_map = is_causal, normalize, feature_map
         self.impl = impl
-        self.heads = Heads(d_model, num_heads, head_dim=head_dim, value_dim=value_dim, bias=bias)
+        self.heads = Heads(
+            d_model, num_heads, head_dim=head_dim, value_dim=value_dim, bias=bias,
+            share_qk=share_qk,
+        )  # fmt: skip
         self.num_features = feature_map.num_features(self.heads.head_dim)
         self.rotary_positions = RotaryPositions(self.num_features if rotary else None)
 

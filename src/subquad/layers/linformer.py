@@ -29,6 +29,7 @@ class LinformerAttention(nn.Module):
         head_dim: query and key width of a head, by default d_model / num_heads.
         value_dim: value width of a head, by default ``head_dim``.
         bias: whether the projections of tokens have biases; E and F have none.
+        share_qk: project queries only, and take them as keys too.
         rotary: must be False: a mixture of keys has no position to rotate by.
 
     Raises:
@@ -48,6 +49,7 @@ class LinformerAttention(nn.Module):
         head_dim: int | None = None,
         value_dim: int | None = None,
         bias: bool = True,
+        share_qk: bool = False,
         rotary: bool = False,
     ) -> None:
         super().__init__()
@@ -59,7 +61,10 @@ class LinformerAttention(nn.Module):
         check_positive("num_slots", num_slots)
         check_choice("sharing", sharing, ("none", "heads", "keys-values"))
         self.is_causal, self.max_len, self.num_slots = is_causal, max_len, num_slots
-        self.heads = Heads(d_model, num_heads, head_dim=head_dim, value_dim=value_dim, bias=bias)
+        self.heads = Heads(
+            d_model, num_heads, head_dim=head_dim, value_dim=value_dim, bias=bias,
+            share_qk=share_qk,
+        )  # fmt: skip
         shape = (num_heads if sharing == "none" else 1, num_slots, max_len)
         self.mix_k = nn.Parameter(torch.empty(shape))
         self.mix_v = None if sharing == "keys-values" else nn.Parameter(torch.empty(shape))

@@ -32,6 +32,7 @@ class LocalAttention(nn.Module):
         head_dim: query and key width of a head, by default d_model / num_heads.
         value_dim: value width of a head, by default ``head_dim``.
         bias: whether the projections have biases.
+        share_qk: project queries only, and take them as keys too.
         rotary: rotate q and k by their positions (Su et al. 2021).
 
     Raises:
@@ -50,12 +51,16 @@ class LocalAttention(nn.Module):
         head_dim: int | None = None,
         value_dim: int | None = None,
         bias: bool = True,
+        share_qk: bool = False,
         rotary: bool = False,
     ) -> None:
         super().__init__()
         check_reach(window, num_global)
         self.is_causal, self.window, self.num_global = is_causal, window, num_global
-        self.heads = Heads(d_model, num_heads, head_dim=head_dim, value_dim=value_dim, bias=bias)
+        self.heads = Heads(
+            d_model, num_heads, head_dim=head_dim, value_dim=value_dim, bias=bias,
+            share_qk=share_qk,
+        )  # fmt: skip
         self.rotary_positions = RotaryPositions(self.heads.head_dim if rotary else None)
 
     def forward(

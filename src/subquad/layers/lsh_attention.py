@@ -6,7 +6,6 @@ Source: Kitaev et al. 2020; Katharopoulos et al. 2020, section 4 (the baseline "
 from typing import Any, NoReturn
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from subquad.layers.attention_rows import Attended
@@ -19,31 +18,6 @@ NO_STATE = (
     "LSHAttention must be run on whole sequences, it has no state to go on from: "
     "hashing sorts all tokens together, the later ones too"
 )
-
-
-class SharedHeads(Heads):
-    """Projections of one attention layer whose queries are its keys: ``qkv_proj`` has rows q, v."""
-
-    def __init__(
-        self,
-        d_model: int,
-        num_heads: int,
-        *,
-        head_dim: int | None = None,
-        value_dim: int | None = None,
-        bias: bool = True,
-    ) -> None:
-        super().__init__(d_model, num_heads, head_dim=head_dim, value_dim=value_dim, bias=bias)
-        self.qkv_proj = nn.Linear(d_model, num_heads * (self.head_dim + self.value_dim), bias=bias)
-        self.reset_parameters()
-
-    def split_shared(
-        self, x: Float[Tensor, "B T D"]
-    ) -> tuple[Float[Tensor, "B H T K"], Float[Tensor, "B H T V"]]:
-        """Project tokens to queries, which are keys too, and values."""
-        widths = [self.num_heads * self.head_dim, self.num_heads * self.value_dim]
-        qk, v = self.qkv_proj(x).split(widths, dim=-1)
-        return self._by_head(qk), self._by_head(v)
 
 
 class LSHAttention(nn.Module):
@@ -118,8 +92,8 @@ class LSHAttention(nn.Module):
         self.chunk_size, self.combine = chunk_size, combine
         self.chunks_before, self.chunks_after = chunks_before, chunks_after
         self.redraw_every = redraw_every
-        self.heads = SharedHeads(
-            d_model, num_heads, head_dim=head_dim, value_dim=value_dim, bias=bias
+        self.heads = Heads(
+            d_model, num_heads, head_dim=head_dim, value_dim=value_dim, bias=bias, share_qk=True
         )
         self.rotary_positions = RotaryPositions(self.heads.head_dim if rotary else None)
         shape = (num_hashes, self.heads.head_dim, num_buckets // 2)
@@ -146,7 +120,7 @@ class LSHAttention(nn.Module):
         rotation, _ = self.rotary_positions.rotation(
             x, None, key_mask=key_mask, cu_seqlens=cu_seqlens
         )
-        qk, v = self.heads.split_shared(x)
+        qk, _, v = self.heads.split(x)
         y = lsh_attention(
             qk if rotation is None else rotation(qk), v, self.rotations,
             chunk_size=self.chunk_size, chunks_before=self.chunks_before,

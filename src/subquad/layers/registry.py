@@ -14,6 +14,7 @@ from subquad.layers.linformer import LinformerAttention
 from subquad.layers.local_attention import LocalAttention
 from subquad.layers.lsh_attention import LSHAttention
 from subquad.layers.lstm import LSTMMixer
+from subquad.layers.performer import PerformerAttention
 from subquad.layers.softmax_attention import SoftmaxAttention
 from subquad.layers.strided_attention import StridedAttention
 
@@ -22,6 +23,7 @@ MixerFactory = Callable[..., Any]
 MIXERS: dict[str, MixerFactory] = {
     "softmax": SoftmaxAttention,
     "linear": LinearAttention,
+    "performer": PerformerAttention,
     "local": LocalAttention,
     "strided": StridedAttention,
     "linformer": LinformerAttention,

@@ -32,6 +32,7 @@ class StridedAttention(nn.Module):
         head_dim: query and key width of a head, by default d_model / num_heads.
         value_dim: value width of a head, by default ``head_dim``.
         bias: whether the projections have biases.
+        share_qk: project queries only, and take them as keys too.
         rotary: rotate q and k by their positions (Su et al. 2021).
 
     Raises:
@@ -50,6 +51,7 @@ class StridedAttention(nn.Module):
         head_dim: int | None = None,
         value_dim: int | None = None,
         bias: bool = True,
+        share_qk: bool = False,
         rotary: bool = False,
     ) -> None:
         super().__init__()
@@ -57,7 +59,10 @@ class StridedAttention(nn.Module):
         self.is_causal, self.stride = is_causal, stride
         self.window = stride if window is None else window
         check_positive("window", self.window)
-        self.heads = Heads(d_model, num_heads, head_dim=head_dim, value_dim=value_dim, bias=bias)
+        self.heads = Heads(
+            d_model, num_heads, head_dim=head_dim, value_dim=value_dim, bias=bias,
+            share_qk=share_qk,
+        )  # fmt: skip
         self.rotary_positions = RotaryPositions(self.heads.head_dim if rotary else None)
 
     def forward(

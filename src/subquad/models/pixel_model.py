@@ -18,6 +18,7 @@ from typing_extensions import Unpack
 from subquad.layers.frozen import Map, frozen
 from subquad.layers.positions import inverse_wavelengths
 from subquad.models.decoder import TransformerDecoder
+from subquad.models.drawing import draw_seeds, draw_uniforms, progress_of
 from subquad.models.memory import generation_batch
 from subquad.models.stack import StackOptions, StackState
 from subquad.ops.checks import (
@@ -169,10 +170,7 @@ class PixelModel(nn.Module):
             ValueError: if a shape, value or option does not fit, or the model is in training mode.
         """
         self._check_generate(batch_size, prefix, labels, temperature, seed, max_batch)
-        seed = int(torch.randint(2**62, ())) if seed is None else seed
-        # Seeds of their own, not seed + i: the images of seeds 0 and 1 must have nothing in common.
-        draws = torch.Generator().manual_seed(seed % 2**63)
-        seeds = torch.randint(2**62, (batch_size,), generator=draws).tolist()
+        seeds = draw_seeds(seed, batch_size)
         size = max_batch or generation_batch(
             self.decoder,
             batch_size,
@@ -186,10 +184,10 @@ class PixelModel(nn.Module):
             rows = slice(first, min(first + size, batch_size))
             report = None
             if progress is not None:
-                report = _progress_of(progress, first, rows.stop - first, batch_size, self.seq_len)
+                report = progress_of(progress, first, rows.stop - first, batch_size, self.seq_len)
             images.append(
                 self._generate(
-                    self._uniforms(seeds[rows]),
+                    draw_uniforms(seeds[rows], self.seq_len, self.head.weight.device),
                     None if prefix is None else prefix[rows],
                     None if labels is None else labels[rows],
                     temperature,
@@ -260,13 +258,6 @@ class PixelModel(nn.Module):
             tokens = tokens + self.class_embedding(labels.int()).unsqueeze(1)
         return tokens
 
-    def _uniforms(self, seeds: list[int]) -> Float[Tensor, "B L 2"]:
-        """Draw each image's uniforms from a generator of its own."""
-        draws = torch.empty(len(seeds), self.seq_len, 2)
-        for draw, seed in zip(draws, seeds, strict=True):
-            draw.uniform_(generator=torch.Generator().manual_seed(seed))
-        return draws.to(self.head.weight.device)
-
     def _check(self, pixels: Tensor, labels: Tensor | None) -> None:
         check_rows("pixels", pixels)
         check_ids("pixels", pixels, 256)
@@ -306,9 +297,3 @@ class PixelModel(nn.Module):
                 f"prefix must have shape ({batch_size}, P) with P from 1 to {self.seq_len}, "
                 f"got {tuple(prefix.shape)}"
             )
-
-
-def _progress_of(
-    progress: Callable[[int, int], None], first: int, size: int, batch_size: int, seq_len: int
-) -> Callable[[int], None]:
-    return lambda t: progress(first * seq_len + size * t, batch_size * seq_len)

@@ -18,13 +18,7 @@ from torch import Tensor
 
 from subquad.kernels.dispatch import Impl
 from subquad.ops.causal_sums import causal_sums
-from subquad.ops.checks import (
-    check_cu_seqlens,
-    check_key_mask,
-    check_log_decay,
-    check_positive,
-    check_qkv,
-)
+from subquad.ops.checks import check_cu_seqlens, check_key_mask, check_log_decay, check_qkv
 from subquad.ops.feature_maps import (
     EluPlusOne,
     FeatureMap,
@@ -32,8 +26,21 @@ from subquad.ops.feature_maps import (
     elu_plus_one,
     no_autocast,
 )
-from subquad.ops.linear_state import LinearState, check_linear_state, empty_past
-from subquad.ops.native_linear_attention import Request, native_operator, run_native
+from subquad.ops.linear_inputs import (
+    check_chunked,
+    clear_broken_queries,
+    features_shape,
+    map_queries,
+    prepare,
+    show_broken_queries,
+)
+from subquad.ops.linear_state import LinearState, empty_past
+from subquad.ops.native_linear_attention import (
+    Request,
+    native_operator,
+    run_native,
+    takes_packed,
+)
 from subquad.ops.packing import run_packed
 
 Features = Float[Tensor, "B H T K"]
@@ -82,38 +89,37 @@ def linear_attention(
     check_key_mask(key_mask, k, k.shape[0], k.shape[2])
     check_cu_seqlens(cu_seqlens, key_mask, k.shape[0], k.shape[2])
     check_normalize(feature_map, normalize)
-    check_log_decay(log_decay, _features_shape(k, feature_map), key_mask, is_causal=is_causal)
+    check_log_decay(log_decay, features_shape(k, feature_map), key_mask, is_causal=is_causal)
     with no_autocast(q):
-        broken = None
+        operator = None
         if key_mask is not None:
             k = k.masked_fill(~key_mask[:, None, :, None], 0)
-            broken = _broken_queries(q, feature_map)
-            q = q.masked_fill(broken, 0)
-        operator = None
-        if type(feature_map) is EluPlusOne and cu_seqlens is None:
+        if type(feature_map) is EluPlusOne:
             request = Request(
                 q, k, v, log_decay=log_decay, is_causal=is_causal, feature_map=feature_map
             )
             operator = native_operator(request, impl)
+            if cu_seqlens is not None and not takes_packed(operator):
+                operator = None  # by groups of like length, below
         if operator is not None:
+            q, broken = clear_broken_queries(q, key_mask)
             y, _ = run_native(
                 operator, q, k, v, key_mask=key_mask, log_decay=log_decay, maps_by_elu=True,
-                normalize=normalize, is_causal=is_causal,
-            )  # fmt: skip
-        elif is_causal:
-            y = linear_attention_causal(
-                feature_map(q), feature_map(k), v, key_mask=key_mask, cu_seqlens=cu_seqlens,
-                log_decay=log_decay, normalize=normalize, impl=impl,
+                normalize=normalize, is_causal=is_causal, cu_seqlens=cu_seqlens,
             )  # fmt: skip
         else:
-            y = linear_attention_bidirectional(
-                feature_map(q), feature_map(k), v, key_mask=key_mask, cu_seqlens=cu_seqlens,
-                normalize=normalize, impl=impl,
-            )  # fmt: skip
-    if key_mask is None or broken is None:
-        return y
-    sees_a_key = key_mask.cumsum(1) > 0 if is_causal else key_mask.any(1, keepdim=True)
-    return y.masked_fill(broken & sees_a_key[:, None, :, None], torch.nan)
+            phi_q, broken = map_queries(q, feature_map, key_mask)
+            if is_causal:
+                y = linear_attention_causal(
+                    phi_q, feature_map(k), v, key_mask=key_mask, cu_seqlens=cu_seqlens,
+                    log_decay=log_decay, normalize=normalize, impl=impl,
+                )  # fmt: skip
+            else:
+                y = linear_attention_bidirectional(
+                    phi_q, feature_map(k), v, key_mask=key_mask, cu_seqlens=cu_seqlens,
+                    normalize=normalize, impl=impl,
+                )  # fmt: skip
+    return show_broken_queries(y, broken, key_mask, is_causal=is_causal)
 
 
 def linear_attention_quadratic(
@@ -128,7 +134,7 @@ def linear_attention_quadratic(
     state: LinearState | None = None,
 ) -> Float[Tensor, "B H Tq V"]:
     """Compute the definition in O(T^2 K); every other form is tested against it."""
-    phi_q, phi_k, wide_v, g = _prepare(phi_q, phi_k, v, key_mask, log_decay, is_causal)
+    phi_q, phi_k, wide_v, g = prepare(phi_q, phi_k, v, key_mask, log_decay, is_causal)
     products = phi_q.unsqueeze(3) * phi_k.unsqueeze(2)  # (B, H, Tq, Tk, K)
     into = torch.ones_like(phi_q[..., :1])
     if is_causal:
@@ -176,7 +182,7 @@ def linear_attention_bidirectional(
             is_causal=False,
         )[0]  # fmt: skip
     with no_autocast(v):
-        phi_q, phi_k, wide_v, _ = _prepare(phi_q, phi_k, v, key_mask, None, False)
+        phi_q, phi_k, wide_v, _ = prepare(phi_q, phi_k, v, key_mask, None, False)
         numerator = phi_q @ (phi_k.mT @ wide_v)
         denominator = (phi_q @ phi_k.sum(2).unsqueeze(-1)).squeeze(-1)
         return finish(numerator, denominator, normalize, v.dtype)
@@ -199,6 +205,13 @@ def linear_attention_causal(
     if cu_seqlens is not None:
         check_cu_seqlens(cu_seqlens, key_mask, phi_k.shape[0], phi_k.shape[2])
         check_log_decay(log_decay, phi_k.shape, None, is_causal=True)
+        request = Request(phi_q, phi_k, v, log_decay=log_decay, chunk_size=chunk_size)
+        operator = native_operator(request, impl)
+        if takes_packed(operator):
+            return run_native(
+                operator, phi_q, phi_k, v, log_decay=log_decay, cu_seqlens=cu_seqlens,
+                maps_by_elu=False, normalize=normalize,
+            )[0]  # fmt: skip
 
         def attend(phi_q: Tensor, phi_k: Tensor, v: Tensor, *decay_and_mask: Tensor) -> Tensor:
             *decay, mask = decay_and_mask
@@ -252,7 +265,7 @@ def linear_attention_chunked(
         TypeError: if ``state`` is narrower than float32 or than the other tensors.
         ValueError: if ``chunk_size`` is below 1, a shape does not fit or ``impl`` cannot do this.
     """
-    _check_chunked(phi_q, phi_k, v, state, key_mask, log_decay, chunk_size)
+    check_chunked(phi_q, phi_k, v, state, key_mask, log_decay, chunk_size)
     request = Request(phi_q, phi_k, v, state, log_decay, chunk_size=chunk_size)
     operator = native_operator(request, impl)
     if operator is not None:
@@ -277,12 +290,12 @@ def linear_attention_sums(
     chunk_size: int | None = None,
 ) -> tuple[Values, Float[Tensor, "B H T"], LinearState]:
     """Return numerator and denominator apart, for layers that make them of different features."""
-    _check_chunked(phi_q, phi_k, v, state, key_mask, log_decay, chunk_size)
+    check_chunked(phi_q, phi_k, v, state, key_mask, log_decay, chunk_size)
     if chunk_size is None:
         decays_by_feature = log_decay is not None and log_decay.dim() == 4
         chunk_size = 16 if decays_by_feature else min(max(32, 2 * phi_k.shape[3]), 128)
     with no_autocast(v):
-        q, k, wide_v, g = _prepare(phi_q, phi_k, v, key_mask, log_decay, True)
+        q, k, wide_v, g = prepare(phi_q, phi_k, v, key_mask, log_decay, True)
         flat = [x.to(state.kv.dtype).flatten(0, 1) for x in (q, k, wide_v, *state)]
         decay = None if g is None else g.to(state.kv.dtype).flatten(0, 1)
         sums = causal_sums(flat[0], flat[1], flat[2], decay, flat[3], flat[4], chunk_size)
@@ -299,52 +312,3 @@ def quotient(numerator: Float[Tensor, "... V"], denominator: Float[Tensor, "..."
 def finish(numerator: Tensor, denominator: Tensor, normalize: bool, dtype: torch.dtype) -> Tensor:
     """Divide if asked to, and round to ``dtype`` last."""
     return (quotient(numerator, denominator) if normalize else numerator).to(dtype)
-
-
-def _check_chunked(
-    phi_q: Tensor,
-    phi_k: Tensor,
-    v: Tensor,
-    state: LinearState,
-    key_mask: Tensor | None,
-    log_decay: Tensor | None,
-    chunk_size: int | None,
-) -> None:
-    check_qkv(phi_q, phi_k, v, is_causal=True)
-    check_linear_state(state, phi_k, v)
-    check_key_mask(key_mask, phi_k, phi_k.shape[0], phi_k.shape[2])
-    check_log_decay(log_decay, phi_k.shape, key_mask, is_causal=True)
-    if chunk_size is not None:
-        check_positive("chunk_size", chunk_size)
-
-
-def _features_shape(k: Tensor, feature_map: FeatureMap) -> torch.Size:
-    return torch.Size([*k.shape[:3], feature_map.num_features(k.shape[3])])
-
-
-def _prepare(
-    phi_q: Tensor,
-    phi_k: Tensor,
-    v: Tensor,
-    key_mask: Tensor | None,
-    log_decay: Tensor | None,
-    is_causal: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Check, widen to float32 and clear what ``key_mask`` hides; the decay comes back 4-D."""
-    check_qkv(phi_q, phi_k, v, is_causal=is_causal)
-    check_key_mask(key_mask, phi_k, phi_k.shape[0], phi_k.shape[2])
-    check_log_decay(log_decay, phi_k.shape, key_mask, is_causal=is_causal)
-    dtype = torch.promote_types(torch.promote_types(phi_k.dtype, v.dtype), torch.float32)
-    if log_decay is not None:
-        log_decay = (log_decay if log_decay.dim() == 4 else log_decay.unsqueeze(-1)).to(dtype)
-    if key_mask is not None:
-        hidden = ~key_mask[:, None, :, None]
-        phi_k, v = phi_k.masked_fill(hidden, 0), v.masked_fill(hidden, 0)
-        log_decay = None if log_decay is None else log_decay.masked_fill(hidden, 0)
-    return phi_q.to(dtype), phi_k.to(dtype), v.to(dtype), log_decay
-
-
-def _broken_queries(q: Tensor, feature_map: FeatureMap) -> Bool[Tensor, "B H Tq 1"]:
-    """Say whose features are not finite: their gradient of 0 would reach the keys as 0 * NaN."""
-    with torch.no_grad():
-        return ~feature_map(q).isfinite().all(-1, keepdim=True)

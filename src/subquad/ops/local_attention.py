@@ -13,19 +13,15 @@ Source: Beltagy et al. 2020, "Longformer", section 3.1 (here the window counts o
 token itself, and global tokens have no projections of their own); Child et al. 2019, section 4.
 """
 
-from typing import NamedTuple
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from subquad.ops.checks import (
-    check_cu_seqlens,
-    check_key_mask,
-    check_positive,
-    check_qkv,
-    check_shape,
-)
+from subquad.ops.checks import check_cu_seqlens, check_key_mask, check_positive, check_qkv
+from subquad.ops.local_state import LocalState as LocalState
+from subquad.ops.local_state import advance, check_local_state
+from subquad.ops.local_state import check_reach as check_reach
+from subquad.ops.local_state import local_state as local_state
 from subquad.ops.packing import run_packed
 from subquad.ops.window import (
     Extra,
@@ -35,38 +31,7 @@ from subquad.ops.window import (
     attend_window,
     compaction,
 )
-from subquad.ops.window_state import check_table, fill, put, ring_past, ring_positions
-
-
-class LocalState(NamedTuple):
-    """The past of causal local attention: a ring of the last W tokens, and the global ones.
-
-    Position p stands in slot p mod W. Its size does not depend on how many tokens were read.
-    """
-
-    k: Float[Tensor, "B H W K"]
-    v: Float[Tensor, "B H W V"]
-    global_k: Float[Tensor, "B H G K"]
-    global_v: Float[Tensor, "B H G V"]
-    position: Int[Tensor, " B"]  # of the next token: how many valid ones were read
-
-
-def local_state(
-    batch_size: int,
-    num_heads: int,
-    key_dim: int,
-    value_dim: int,
-    like: Tensor,
-    *,
-    window: int,
-    num_global: int = 0,
-) -> LocalState:
-    """Return the empty past, on the device and in the dtype of ``like``."""
-    check_reach(window, num_global)
-    slots = (window, key_dim), (window, value_dim), (num_global, key_dim), (num_global, value_dim)
-    tables = [like.new_zeros(batch_size, num_heads, *shape).detach() for shape in slots]
-    count = torch.zeros(batch_size, dtype=torch.long, device=like.device)
-    return LocalState(tables[0], tables[1], tables[2], tables[3], count)
+from subquad.ops.window_state import put, ring_past, ring_positions
 
 
 def local_visible(
@@ -179,13 +144,13 @@ def local_attention_cached(
     """
     check_qkv(q, k, v, is_causal=True)
     check_key_mask(key_mask, k, k.shape[0], k.shape[2])
-    _check_state(state, k, v)
+    check_local_state(state, k, v)
     rows = None if key_mask is None else compaction(key_mask)
     if rows is not None:
         q, k, v = rows.front(q), rows.front(k), rows.front(v)
     lengths = torch.full_like(state.position, k.shape[2]) if rows is None else rows.lengths
     window, count = state.k.shape[2], state.position
-    new = _advance(state, k, v, lengths)
+    new = advance(state, k, v, lengths)
     past, extra = window - 1, None
     if state.global_k.shape[2]:
         # Those not read yet lie behind every valid query, which does not see them.
@@ -214,7 +179,7 @@ def local_attention_step(
     """
     q, k, v = q.unsqueeze(2), k.unsqueeze(2), v.unsqueeze(2)
     check_qkv(q, k, v, is_causal=True)
-    _check_state(state, k, v)
+    check_local_state(state, k, v)
     count, window, num_global = state.position, state.k.shape[2], state.global_k.shape[2]
     ring_k, ring_v = (
         put(ring, x, count % window, in_place=in_place) for ring, x in ((state.k, k), (state.v, v))
@@ -259,45 +224,3 @@ def _attend(
         visible = torch.arange(k.shape[2], device=k.device) < lengths[:, None]
     top = attend_masked(q[:, :, :num_global], k, v, visible[:, None, None], scale)
     return torch.cat([top, y[:, :, num_global:]], 2)
-
-
-def _advance(state: LocalState, k: Tensor, v: Tensor, lengths: Tensor) -> LocalState:
-    """Return ``state`` after the first ``lengths`` tokens of k and v."""
-    total = state.position + lengths
-    ring = ring_positions(total, state.k.shape[2])
-    first = torch.arange(state.global_k.shape[2], device=k.device).unsqueeze(0)
-    tables = [
-        fill(table, x, at, state.position, lengths)
-        for table, x, at in (
-            (state.k, k, ring),
-            (state.v, v, ring),
-            (state.global_k, k, first),
-            (state.global_v, v, first),
-        )
-    ]
-    return LocalState(tables[0], tables[1], tables[2], tables[3], total)
-
-
-def check_reach(window: int, num_global: int) -> None:
-    """Require a window of at least 1 token and at least 0 global ones.
-
-    Raises:
-        TypeError: if a number is not an int.
-        ValueError: if one is too small.
-    """
-    check_positive("window", window)
-    if isinstance(num_global, bool) or not isinstance(num_global, int):
-        raise TypeError(
-            f"num_global must be an int, got {type(num_global).__name__} {num_global!r}"
-        )
-    if num_global < 0:
-        raise ValueError(f"num_global must be at least 0, got {num_global}")
-
-
-def _check_state(state: LocalState, k: Tensor, v: Tensor) -> None:
-    window, num_global = state.k.shape[2], state.global_k.shape[2]
-    check_table("state.k", state.k, window, "k", k)
-    check_table("state.v", state.v, window, "v", v)
-    check_table("state.global_k", state.global_k, num_global, "k", k)
-    check_table("state.global_v", state.global_v, num_global, "v", v)
-    check_shape("state.position", state.position, (len(k),))

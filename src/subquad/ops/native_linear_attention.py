@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from subquad.kernels.cpu import library
@@ -60,6 +60,11 @@ def native_operator(request: Request, impl: Impl) -> Any:
     return resolve("linear attention", impl, forms, request.q.device)
 
 
+def takes_packed(operator: Any) -> bool:
+    """Say whether the operator (or None) takes packed sequences by ``cu_seqlens``."""
+    return operator is OPERATORS[Impl.TRITON]
+
+
 def native_step(request: Request, impl: Impl) -> Any:
     """Return the operator that takes one token in place, or None for the torch form.
 
@@ -86,13 +91,18 @@ def run_native(
     maps_by_elu: bool,
     normalize: bool,
     is_causal: bool = True,
+    cu_seqlens: Int[Tensor, " S_plus_1"] | None = None,
 ) -> tuple[Float[Tensor, "B H Tq V"], LinearState]:
-    """Return the outputs in the dtype of v, and the state behind the last key."""
+    """Return the outputs in the dtype of v, and the state behind the last key.
+
+    ``cu_seqlens`` is for an operator that ``takes_packed``; the state then has a row a sequence.
+    """
     cos, sin = (None, None) if rotation is None else rotation
     kv, k_sum = (None, None) if state is None else state
-    y, _, kv, k_sum = operator(
-        q, k, v, log_decay, key_mask, cos, sin, kv, k_sum, maps_by_elu, normalize, is_causal
-    )
+    arguments = (q, k, v, log_decay, key_mask, cos, sin, kv, k_sum, maps_by_elu, normalize)
+    # The kernel reads the borders on the host: one wait here, none in the backward pass.
+    borders = None if cu_seqlens is None else cu_seqlens.cpu()
+    y, _, kv, k_sum = operator(*arguments, is_causal, borders)
     return y, LinearState(kv, k_sum)
 
 
@@ -137,8 +147,6 @@ def _step_reasons(impl: Impl, request: Request) -> Reasons:
         reasons.append("it writes into the state, which a gradient cannot pass")
     if not all(x.is_contiguous() for x in state):
         reasons.append("its state must lie in memory in one piece")
-    if impl is Impl.TRITON and request.log_decay is not None:
-        reasons.append("its step takes no log_decay")
     return reasons
 
 

@@ -30,7 +30,12 @@ from subquad.ops.linear_attention import (
     linear_attention_sums,
 )
 from subquad.ops.linear_state import LinearState, check_linear_state, empty_past
-from subquad.ops.native_linear_attention import Request, native_operator, run_native
+from subquad.ops.native_linear_attention import (
+    Request,
+    native_operator,
+    run_native,
+    takes_packed,
+)
 from subquad.ops.packing import run_packed
 from subquad.ops.rotation import Rotation
 
@@ -73,7 +78,9 @@ def rotary_linear_attention(
     """
     _check(phi_q, phi_k, v, rotation, key_mask)
     check_cu_seqlens(cu_seqlens, key_mask, phi_k.shape[0], phi_k.shape[2])
-    if cu_seqlens is not None:
+    request = Request(phi_q, phi_k, v, rotation=rotation, is_causal=is_causal)
+    operator = native_operator(request, impl)
+    if cu_seqlens is not None and not takes_packed(operator):
 
         def attend(q: Tensor, k: Tensor, v: Tensor, *turn_and_mask: Tensor) -> Tensor:
             cos, sin, mask = turn_and_mask
@@ -84,11 +91,9 @@ def rotary_linear_attention(
 
         turn = (x.unsqueeze(1) for x in rotation)  # packing cuts tensors with an axis of heads
         return run_packed(attend, cu_seqlens, phi_q, phi_k, v, *turn)
-    request = Request(phi_q, phi_k, v, rotation=rotation, is_causal=is_causal)
-    operator = native_operator(request, impl)
     if operator is not None:
         return run_native(
-            operator, phi_q, phi_k, v, rotation=rotation, key_mask=key_mask,
+            operator, phi_q, phi_k, v, rotation=rotation, key_mask=key_mask, cu_seqlens=cu_seqlens,
             maps_by_elu=False, normalize=normalize, is_causal=is_causal,
         )[0]  # fmt: skip
     form = _causal if is_causal else _bidirectional

@@ -15,14 +15,22 @@ Line = list[tuple[float, float]]
 TORCH_FORM = "linear-torch"
 TORCH_LABEL = "linear (torch)"
 LABELS = {"linear-cpu": "linear (C++)", "linear-triton": "linear (Triton)"}
-# Fixed colours, so that one mechanism looks alike in all figures.
+SOFTMAX = "softmax"
+# Fixed colours, so that one mechanism looks alike in all figures; LSH darker with more rounds.
 MECHANISM_COLORS = {
-    "softmax": COLORS["softmax"],
+    SOFTMAX: COLORS["softmax"],
     TORCH_LABEL: "#56b4e9",
     "linear (C++)": COLORS["linear"],
-    "linear (Triton)": "#009e73",
+    "linear (Triton)": "#005c46",
+    "lsh-1": "#e3a6c8",
+    "lsh-4": "#cc79a7",
+    "lsh-8": "#8f3f6d",
+    "local-256": "#009e73",
+    "strided-128": "#8a8f98",
+    "linformer-256": "#e69f00",
 }
 BOTH = "forward+backward"
+LABEL_GAP = 0.045  # between two names at the right edge, as a share of the axis
 
 
 def figures(result: Json) -> dict[str, Figure]:
@@ -30,6 +38,8 @@ def figures(result: Json) -> dict[str, Figure]:
     kind, rows = result["kind"], result["rows"]
     if kind in ("attention", "peers") and rows:
         return {"scaling": scaling_figure(result), "wall": wall_figure(result)}
+    if kind == "lsh-rounds" and rows:
+        return {"error": lsh_error_figure(result)}
     if kind == "decode" and any("position" in row["what"] for row in rows):
         return {"steps": decode_figure(result)}
     return {}
@@ -63,17 +73,70 @@ def scaling_figure(result: Json) -> Figure:
 
 
 def wall_figure(result: Json) -> Figure:
-    """Return time against T on linear axes: the wall that softmax runs into."""
-    figure = new_figure(6.2, 4.2)
+    """Return time against T on linear axes: the wall that softmax runs into.
+
+    Where softmax was not measured up to the longest length, a dotted line continues it by the
+    square of T and leaves the figure, which is as high as the longest time that was measured.
+    """
+    figure = new_figure(7.6, 4.4)
     axes = figure.subplots()
     rows, which = _rows(result)
     batch = result["options"]["batch"]
     times = _lines(rows, lambda row: row["seconds"]["median"] / batch)
     _draw(axes, times, f"seconds a sample, {which}")
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
+    longest = max(x for points in times.values() for x, _ in points)
+    top = 1.06 * max(y for points in times.values() for _, y in points)
+    axes.set_xlim(0, longest)
+    axes.set_ylim(0, top)
+    ends = {label: points[-1] for label, points in times.items()}
+    if SOFTMAX in times and ends[SOFTMAX][0] < longest:
+        x, y = times[SOFTMAX][-1]
+        reach = [x + (longest - x) * i / 100 for i in range(101)]
+        squares = [y * (t / x) ** 2 for t in reach]
+        axes.plot(reach, squares, color=MECHANISM_COLORS[SOFTMAX], linewidth=1.6, linestyle=":")
+        axes.annotate(
+            "not measured: T\N{SUPERSCRIPT TWO}", (min(x * (top / y) ** 0.5, longest), top),
+            xytext=(6, -4), textcoords="offset points", va="top", fontsize=8,
+            color=MECHANISM_COLORS[SOFTMAX],
+        )  # fmt: skip
+    _name_ends(axes, ends, longest, top)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
-    axes.legend(frameon=False, fontsize=9, labelcolor=TEXT, loc="upper left")
+    return figure
+
+
+def lsh_error_figure(result: Json) -> Figure:
+    """Return, for each kind of queries, LSH attention's error against the rounds of hashing.
+
+    A line for each way to combine the rounds, with a band from the lowest to the highest draw.
+    """
+    rows = result["rows"]
+    kinds = list(dict.fromkeys(row["what"]["queries"] for row in rows))
+    figure = new_figure(4.7 * len(kinds), 3.8)
+    panels = list(figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0])
+    for axes, kind in zip(panels, kinds, strict=True):
+        for i, combine in enumerate(dict.fromkeys(row["what"]["combine"] for row in rows)):
+            own = [
+                r for r in rows if (r["what"]["queries"], r["what"]["combine"]) == (kind, combine)
+            ]
+            rounds = [float(row["what"]["rounds"]) for row in own]
+            low, error, high = (
+                [row["more"][key] for row in own] for key in ("error_low", "error", "error_high")
+            )
+            color = (MECHANISM_COLORS["lsh-4"], COLORS["linear"])[i % 2]
+            axes.fill_between(rounds, low, high, color=color, alpha=0.2, linewidth=0)
+            axes.plot(rounds, error, color=color, marker="o", markersize=4, label=combine)
+        plain_axes(axes)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(
+            FixedLocator(sorted({float(r["what"]["rounds"]) for r in rows}))
+        )
+        axes.xaxis.set_major_formatter(FuncFormatter(_plain))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_title(f"{kind} queries", fontsize=10, color=TEXT)
+        axes.set_xlabel("rounds of hashing", fontsize=10, color=TEXT)
+    panels[0].set_ylim(bottom=0)
+    panels[0].set_ylabel("relative error beside exact attention", fontsize=10, color=TEXT)
+    panels[0].legend(frameon=False, fontsize=9, labelcolor=TEXT)
     return figure
 
 
@@ -150,11 +213,30 @@ def _draw(axes: Axes, lines: dict[str, Line], ylabel: str) -> None:
         color = MECHANISM_COLORS.get(label) or spare[others.index(label) % len(spare)]
         axes.plot(
             [x for x, _ in points], [y for _, y in points],
-            color=color, linewidth=1.8, marker="o", markersize=3.5, label=label,
+            color=color, linewidth=1.8, marker="o", markersize=3.5, label=label, clip_on=False,
         )  # fmt: skip
     plain_axes(axes)
     axes.set_xlabel("sequence length", fontsize=10, color=TEXT)
     axes.set_ylabel(ylabel, fontsize=10, color=TEXT)
+
+
+def _name_ends(axes: Axes, ends: dict[str, tuple[float, float]], right: float, top: float) -> None:
+    """Write each line's name at its end, those at the right edge apart from each other."""
+    lowest = 0.0
+    for label, (x, y) in sorted(ends.items(), key=lambda item: item[1][1]):
+        at_edge = x >= right
+        place = max(y, lowest) if at_edge else y
+        if at_edge:
+            lowest = place + LABEL_GAP * top
+        axes.annotate(
+            label, (x, place), xytext=(6, 0 if at_edge else -2),
+            textcoords="offset points", ha="left", va="center" if at_edge else "top",
+            annotation_clip=False, fontsize=9, color=_color(axes, label),
+        )  # fmt: skip
+
+
+def _color(axes: Axes, label: str) -> Any:
+    return next(line.get_color() for line in axes.lines if line.get_label() == label)
 
 
 def _lengths(panels: Sequence[Axes], lines: dict[str, Line]) -> None:

@@ -10,30 +10,60 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
+# Sizes of a call that no address's alignment hangs on: a kernel is not compiled anew for each.
+VARYING = ["num_heads", "num_rows", "seq_len", "num_segments", "segment"]
+
 
 @triton.jit
 @no_type_check
-def rows(base, t, columns, stride_t, stride_c, seq_len, width):
+def span_of(spans, index, seq_len, num_segments, segment, IS_PACKED: tl.constexpr):
+    """Return batch row, first token, token behind the last, sequence, is first, is last.
+
+    A span is the stretch of one sequence that one program walks over. Packed ones are read from a
+    table of 5 columns: sequence, begin, end, the sequence's begin and its end. They may be empty.
+    """
+    if IS_PACKED:
+        place = spans + index * 5
+        sequence = tl.load(place).to(tl.int64)
+        begin = tl.load(place + 1)
+        end = tl.load(place + 2)
+        is_first = begin == tl.load(place + 3)
+        is_last = end == tl.load(place + 4)
+        b = sequence * 0
+    else:
+        s = (index % num_segments).to(tl.int32)
+        sequence = index // num_segments
+        begin = s * segment
+        end = tl.minimum(begin + segment, seq_len)
+        is_first = s == 0
+        is_last = s == num_segments - 1
+        b = sequence
+    return b, begin, end, sequence, is_first, is_last
+
+
+@triton.jit
+@no_type_check
+def rows(base, t, columns, stride_t, stride_c, end, width):
     """Load base[t, columns] in float32; 0 outside."""
-    inside = (t < seq_len)[:, None] & (columns < width)[None, :]
+    inside = (t < end)[:, None] & (columns < width)[None, :]
     offsets = t.to(tl.int64)[:, None] * stride_t + columns.to(tl.int64)[None, :] * stride_c
     return tl.load(base + offsets, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
 @no_type_check
-def store_rows(base, x, t, columns, seq_len, width):
+def store_rows(base, x, t, columns, end, width):
     """Store a tile into the contiguous rows base[t, columns], whose rows are ``width`` long."""
-    inside = (t < seq_len)[:, None] & (columns < width)[None, :]
+    inside = (t < end)[:, None] & (columns < width)[None, :]
     offsets = t.to(tl.int64)[:, None] * width + columns[None, :]
     tl.store(base + offsets, x.to(base.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 @no_type_check
-def seen(key_mask, t, seq_len, HAS_MASK: tl.constexpr):
+def seen(key_mask, t, end, HAS_MASK: tl.constexpr):
     """Say which tokens of the chunk exist and are not hidden."""
-    inside = t < seq_len
+    inside = t < end
     if HAS_MASK:
         inside = inside & (tl.load(key_mask + t, mask=inside, other=0) != 0)
     return inside
@@ -51,10 +81,10 @@ def log_decays(log_decay, t, visible, HAS_DECAY: tl.constexpr, CHUNK: tl.constex
 
 @triton.jit
 @no_type_check
-def clear_broken(x, t, visible, seq_len, HAS_MASK: tl.constexpr):
+def clear_broken(x, t, visible, end, HAS_MASK: tl.constexpr):
     """Return queries with 0 for what is not finite at hidden tokens: 0 * NaN would reach keys."""
     if HAS_MASK:
-        hidden = ((t < seq_len) & (visible == 0))[:, None]
+        hidden = ((t < end) & (visible == 0))[:, None]
         finite = tl.abs(x) < float("inf")  # False of NaN too
         x = tl.where(hidden & (finite == 0), 0.0, x)
     return x
@@ -116,6 +146,17 @@ def last_row(x, CHUNK: tl.constexpr):
     """Return x[CHUNK - 1]."""
     last = (tl.arange(0, CHUNK) == CHUNK - 1)[:, None]
     return tl.sum(tl.where(last, x, 0.0), axis=0)
+
+
+@triton.jit
+@no_type_check
+def exponents_to_end(g, CHUNK: tl.constexpr):
+    """Return g_{j+1} + ... + g_{CHUNK-1} at [j].
+
+    A sum for each j and no scan from the end: ``reverse=True`` was wrong in releases of Triton.
+    """
+    order = tl.arange(0, CHUNK)
+    return tl.sum(tl.where(order[:, None] > order[None, :], g[:, None], 0.0), axis=0)
 
 
 @triton.jit

@@ -5,6 +5,7 @@ program's state (features x values, float32) stays in registers, and the tiles o
 shared memory.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 # Numbers of a state that one program holds: 32 registers a thread at 8 warps.
@@ -52,13 +53,47 @@ def plan(
         narrow: products in bfloat16 (tiles are half as large).
         num_units: how many multiprocessors the GPU has.
     """
-    widest = power_of_two(max(num_features, value_dim))
-    chunk = 64 if narrow and widest <= 128 else 32 if narrow or widest <= 128 else 16
-    chunk = min(chunk, power_of_two(seq_len))
+    chunk = _chunk(seq_len, num_features, value_dim, narrow)
     wanted = 1 if num_rows >= num_units else -(-2 * num_units // num_rows)
     chunks = -(-seq_len // chunk)
     segment = -(-chunks // min(wanted, chunks)) * chunk
     return Plan(chunk, segment, -(-seq_len // segment))
+
+
+def plan_packed(
+    lengths: Sequence[int],
+    num_heads: int,
+    num_features: int,
+    value_dim: int,
+    *,
+    narrow: bool,
+    num_units: int,
+) -> Plan:
+    """Cut packed sequences: none, if the longest is no more than a processor's share of the work.
+
+    Otherwise segments are short enough for two a processor, and sequences that are shorter still
+    stay whole. ``num_segments`` is that of the longest sequence.
+
+    Args:
+        lengths: tokens of each sequence, some of them 0.
+        num_heads: H.
+        num_features: K.
+        value_dim: V.
+        narrow: products in bfloat16.
+        num_units: how many multiprocessors the GPU has.
+    """
+    longest = max(lengths)
+    chunk = _chunk(longest, num_features, value_dim, narrow)
+    share = sum(lengths) * num_heads // num_units
+    tokens = longest if longest <= share else max(1, share // 2)
+    segment = -(-tokens // chunk) * chunk
+    return Plan(chunk, segment, -(-longest // segment))
+
+
+def _chunk(seq_len: int, num_features: int, value_dim: int, narrow: bool) -> int:
+    widest = power_of_two(max(num_features, value_dim))
+    chunk = 64 if narrow and widest <= 128 else 32 if narrow or widest <= 128 else 16
+    return min(chunk, power_of_two(seq_len))
 
 
 def blocks(plan: Plan, num_features: int, value_dim: int, *, narrow: bool, whole: str) -> Blocks:

@@ -1,0 +1,1 @@
+"""Inputs and oracles that several test files of one subject share."""
