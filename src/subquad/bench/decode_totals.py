@@ -1,8 +1,6 @@
-"""From steps at sampled positions to whole generations, and from these to speed-ups."""
+"""From steps at sampled positions to whole generations."""
 
 from itertools import pairwise
-
-from subquad.bench.results import Json, Report
 
 
 def positions(seq_len: int, count: int) -> list[int]:
@@ -16,17 +14,3 @@ def integrate(points: list[tuple[int, float]], seq_len: int) -> float:
     inner = sum((p1 - p0) * (s0 + s1) / 2 for (p0, s0), (p1, s1) in pairwise(points))
     # The trapezoids run from the middle of the first position to the middle of the last.
     return inner + (points[0][1] + points[-1][1]) / 2
-
-
-def speedups(report: Report) -> list[Json]:
-    """Return images/s of linear over those of the others, for each model and batch."""
-    rates = {
-        (x["model"], x["batch"], x["mixer"]): x["images_per_second"]
-        for x in report.summary
-        if "images_per_second" in x
-    }
-    return [
-        {"model": model, "batch": batch, "over": mixer, "times": rates[model, batch, "linear"] / r}
-        for (model, batch, mixer), r in rates.items()
-        if not mixer.startswith("linear") and (model, batch, "linear") in rates
-    ]

@@ -65,6 +65,7 @@ def mixers(max_len: int) -> dict[str, str | MixerFactory]:
         "lsh-4": partial(lsh, num_hashes=4),
         "lsh-1": partial(lsh, num_hashes=1),
         "lsh-8": partial(lsh, num_hashes=8),
+        "performer": "performer",
         "hybrid": partial(HybridAttention, window=quarter),
         "local": partial(LocalAttention, window=quarter),
         "strided": partial(StridedAttention, stride=eighth),
