@@ -4,7 +4,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from subquad.layers import LinearAttention
-from subquad.layers.block import Block, FeedForward
+from subquad.layers.block import Block
+from subquad.layers.feed_forward import FeedForward
 
 
 def block(**options):

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from helpers import assert_near
-from subquad.layers.block import FeedForward
+from subquad.layers.feed_forward import FeedForward
 from subquad.layers.frozen import frozen
 
 rows = pytest.mark.parametrize("rows", [1, 5])

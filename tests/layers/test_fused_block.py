@@ -1,6 +1,7 @@
 """A block's step in one native call: equal to ``step``, taken where it fits and nowhere else."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from subquad.kernels.cpu import library
 from subquad.kernels.cpu.block_step import MOST_SEQUENCES, BlockStep
 from subquad.kernels.dispatch import Impl
 from subquad.layers.block import Block
+from subquad.layers.feed_forward import FeedForward
 from subquad.layers.fused_block import fused_step
 from subquad.layers.linear_attention import LinearAttention
 from subquad.layers.softmax_attention import SoftmaxAttention
@@ -117,6 +119,45 @@ def other_network(block):
     block.feed_forward = nn.Linear(19, 19)
 
 
+def subclassed_network(block):
+    class Squashed(FeedForward):
+        def forward(self, x):
+            return self.outer(torch.sigmoid(self.inner(x)))
+
+    block.feed_forward = Squashed(19, 37)
+
+
+def hooked_network(block):
+    block.feed_forward.register_forward_hook(lambda *_: None)
+
+
+def stepped_otherwise(block):
+    block.mixer.step_ = block.mixer.step
+
+
+def short_bias(block):
+    block.feed_forward.inner.bias = nn.Parameter(torch.ones(1))
+
+
+def narrow_weight(block):
+    block.feed_forward.outer.weight = nn.Parameter(torch.ones(19, 36))
+
+
+def negated_view(block):
+    weight = block.feed_forward.inner.weight.detach()
+    block.feed_forward.inner.weight = nn.Parameter(torch._neg_view(weight), requires_grad=False)
+
+
+def sparse(block):
+    weight = block.feed_forward.inner.weight.detach()
+    layer = block.feed_forward.inner
+    layer.weight = nn.Parameter(weight.to_sparse(), requires_grad=False)
+
+
+def bidirectional(block):
+    block.mixer = LinearAttention(19, 3, is_causal=False, head_dim=6, value_dim=5)
+
+
 def double(block):
     block.double()
 
@@ -140,7 +181,25 @@ def softmax(block):
 
 @pytest.mark.parametrize(
     "change",
-    [hooked, dropping, other_map, other_network, double, by_torch, strided, sharing, softmax],
+    [
+        hooked,
+        dropping,
+        other_map,
+        other_network,
+        subclassed_network,
+        hooked_network,
+        stepped_otherwise,
+        short_bias,
+        narrow_weight,
+        negated_view,
+        sparse,
+        bidirectional,
+        double,
+        by_torch,
+        strided,
+        sharing,
+        softmax,
+    ],
     ids=lambda f: f.__name__,
 )
 def test_not_taken_where_it_does_not_fit(change):
@@ -172,18 +231,59 @@ def test_weights_changed_in_place_are_seen():
     assert not torch.equal(before, after)
 
 
+def test_a_stepper_whose_weights_have_moved_says_so():
+    block = build()
+    with torch.inference_mode():
+        take, state = fused_step(block, 1), block.mixer.init_state(1)
+        x = torch.randn(1, 19)
+        take(x, state)
+        block.feed_forward.inner.weight.data = torch.zeros(37, 19)
+        with pytest.raises(RuntimeError, match="weights must stay where they were"):
+            take(x, state)
+
+
+def test_one_stepper_in_two_threads():
+    torch.manual_seed(0)
+    block = Block(LinearAttention(64, 4, is_causal=True), 64, 256)
+    xs = torch.randn(2, 200, 1, 64)
+    results = [None, None]
+    with torch.inference_mode():
+        take = fused_step(block, 1)
+
+    def go(i):
+        with torch.inference_mode():
+            state, ys = block.mixer.init_state(1), []
+            for x in xs[i]:
+                y, state = take(x, state)
+                ys.append(y)
+            results[i] = torch.stack(ys)
+
+    for i in range(2):
+        go(i)
+    expected = list(results)
+    threads = [threading.Thread(target=go, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for found, wanted in zip(results, expected, strict=True):
+        assert torch.equal(found, wanted)
+
+
 def test_errors():
     block = build()
     with torch.inference_mode():
         take, state = fused_step(block, 2), block.mixer.init_state(2)
         with pytest.raises(
-            ValueError, match=r"x must be float32 of shape \(2, 19\), got .*\(3, 19"
+            ValueError, match=r"x must be float32 of shape \(2, 19\) on the CPU, got .*\(3, 19"
         ):
             take(torch.randn(3, 19), state)
         with pytest.raises(ValueError, match=r"x must be float32 of shape .* got torch\.float64"):
             take(torch.randn(2, 19).double(), state)
         with pytest.raises(ValueError, match=r"kv must be float32 of shape \(2, 3, 6, 5\)"):
             take(torch.randn(2, 19), block.mixer.init_state(1))
+        with pytest.raises(ValueError, match=r"x must be .* on the CPU, got .* on meta"):
+            take(torch.randn(2, 19, device="meta"), state)
         turned = state._replace(kv=state.kv.transpose(2, 3).contiguous().transpose(2, 3))
         with pytest.raises(ValueError, match="state must lie in memory in one piece"):
             take(torch.randn(2, 19), turned)

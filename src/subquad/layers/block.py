@@ -7,56 +7,17 @@ x = x + mixer(norm(x)). Source: Katharopoulos et al. 2020, equation 1.
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from subquad.layers.feed_forward import Activation, FeedForward
 from subquad.layers.frozen import Map, frozen, is_plain
 from subquad.layers.fused_block import fused_step
-from subquad.ops.checks import check_choice, check_fraction, check_positive
+from subquad.ops.checks import check_choice
 
 Norm = Literal["post", "pre"]
-Activation = Literal["relu", "gelu"]
 
 Step = Callable[[Tensor, Any], tuple[Tensor, Any]]
-
-ACTIVATIONS: dict[str, Map] = {"relu": F.relu, "gelu": F.gelu}
-IN_PLACE: dict[str, Map] = {**ACTIVATIONS, "relu": torch.relu_}
-
-
-class FeedForward(nn.Module):
-    """Two linear maps with an activation between, on each token alone."""
-
-    def __init__(
-        self, d_model: int, d_ff: int, *, activation: Activation = "relu", dropout: float = 0.0
-    ) -> None:
-        super().__init__()
-        check_positive("d_ff", d_ff)
-        check_choice("activation", activation, tuple(ACTIVATIONS))
-        check_fraction("dropout", dropout)
-        self.activation = activation
-        self.inner = nn.Linear(d_model, d_ff)
-        self.outer = nn.Linear(d_ff, d_model)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
-        """Map the last axis."""
-        # In place, what lies between the two maps is written once; a hook may still want it.
-        activate = (IN_PLACE if is_plain(self.inner) else ACTIVATIONS)[self.activation]
-        return _feed(x, self.inner, activate, self.dropout, self.outer)
-
-    def frozen(self, rows: int) -> Map:
-        """Return ``forward`` as ``layers.frozen`` does for single layers."""
-        inner, dropout, outer = (frozen(m, rows) for m in (self.inner, self.dropout, self.outer))
-        activate = (
-            ACTIVATIONS[self.activation] if inner is self.inner else IN_PLACE[self.activation]
-        )
-        return lambda x: _feed(x, inner, activate, dropout, outer)
-
-
-def _feed(x: Tensor, inner: Map, activate: Map, dropout: Map, outer: Map) -> Tensor:
-    return outer(dropout(activate(inner(x))))
 
 
 def _frozen_feed_forward(module: nn.Module, rows: int) -> Map:

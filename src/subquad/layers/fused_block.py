@@ -19,6 +19,7 @@ from subquad.kernels.cpu.block_step import (
     Norm,
 )
 from subquad.kernels.dispatch import Impl
+from subquad.layers.feed_forward import FeedForward
 from subquad.layers.frozen import is_plain
 from subquad.layers.heads import Heads
 from subquad.layers.linear_attention import LinearAttention
@@ -50,7 +51,7 @@ def fused_step(block: Any, batch_size: int) -> Callable[[Tensor, Any], tuple[Ten
         mixer_norm=_norm(block.mixer_norm),
         feed_norm=_norm(block.feed_forward_norm),
     )
-    if not all(map(_is_plain_float, _tensors(weights))):
+    if not all(map(_is_plain_float, _tensors(weights))) or not _shapes_fit(weights, heads):
         return None
     run = BlockStep(
         weights, batch_size=batch_size, num_heads=heads.num_heads, head_dim=heads.head_dim,
@@ -70,22 +71,40 @@ def fused_step(block: Any, batch_size: int) -> Callable[[Tensor, Any], tuple[Ten
 def _is_known(block: Any) -> bool:
     """Return whether the block is made of the parts that the kernel computes, and of no others."""
     mixer, feed_forward = block.mixer, block.feed_forward
-    parts = [
-        (mixer, LinearAttention), (block.mixer_norm, nn.LayerNorm),
-        (block.feed_forward_norm, nn.LayerNorm), (block.dropout, nn.Dropout),
+    own = [
+        (mixer, LinearAttention), (feed_forward, FeedForward), (block.dropout, nn.Dropout),
+        (block.mixer_norm, nn.LayerNorm), (block.feed_forward_norm, nn.LayerNorm),
     ]  # fmt: skip
-    if not _are_plain(parts) or type(mixer.feature_map) is not EluPlusOne:
+    if not _are_plain(own) or {"step", "step_", "stepper"} & vars(mixer).keys():
         return False
-    if not hasattr(feed_forward, "inner") or not _are_plain([(mixer.heads, Heads)]):
-        return False
-    if mixer.heads.share_qk:
+    if not _are_plain([(mixer.heads, Heads)]) or mixer.heads.share_qk or not mixer.is_causal:
         return False
     linear = (mixer.heads.qkv_proj, mixer.heads.out_proj, feed_forward.inner, feed_forward.outer)
-    norms = (block.mixer_norm, block.feed_forward_norm)
     return (
         _are_plain([*((x, nn.Linear) for x in linear), (feed_forward.dropout, nn.Dropout)])
         and not (block.training and (block.dropout.p or feed_forward.dropout.p))
-        and all(x.normalized_shape == (mixer.heads.d_model,) for x in norms)
+        and type(mixer.feature_map) is EluPlusOne
+        and feed_forward.activation in ("relu", "gelu")
+        and block.norm in ("pre", "post")
+    )
+
+
+def _shapes_fit(weights: BlockWeights, heads: Heads) -> bool:
+    """Return whether every weight and bias has the shape that the others imply."""
+    d, qk, v = heads.d_model, heads.num_heads * heads.head_dim, heads.num_heads * heads.value_dim
+    hidden = weights.inner.weight.shape[0]
+    wanted = {
+        "qkv": (2 * qk + v, d), "out": (d, v), "inner": (hidden, d), "outer": (d, hidden),
+    }  # fmt: skip
+    affine = {name: getattr(weights, name) for name in wanted}
+    return all(
+        map_.weight.shape == wanted[name]
+        and (map_.bias is None or map_.bias.shape == wanted[name][:1])
+        for name, map_ in affine.items()
+    ) and all(
+        x is None or x.shape == (d,)
+        for norm in (weights.mixer_norm, weights.feed_norm)
+        for x in (norm.weight, norm.bias)
     )
 
 
@@ -113,6 +132,9 @@ def _tensors(weights: BlockWeights) -> Iterator[Tensor]:
 def _is_plain_float(x: Tensor) -> bool:
     return (
         type(x) in (nn.Parameter, Tensor)
+        and x.layout is torch.strided
+        and not x.is_mkldnn
+        and not x.is_neg()
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and x.is_contiguous()

@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from typing_extensions import TypedDict
 
-from subquad.layers.block import Activation, Block, Norm, Step
+from subquad.layers.block import Block, Norm, Step
+from subquad.layers.feed_forward import Activation
 from subquad.layers.frozen import Map, frozen
 from subquad.layers.positions import (
     LearnedPositions,

@@ -20,7 +20,7 @@ from subquad.compat.fast_transformers.transformers import (
     TransformerEncoder,
 )
 from subquad.layers import LinearAttention, SoftmaxAttention
-from subquad.layers.block import ACTIVATIONS
+from subquad.layers.feed_forward import ACTIVATIONS
 from subquad.models import TransformerDecoder
 from subquad.models import TransformerEncoder as BidirectionalModel
 from subquad.ops.checks import (

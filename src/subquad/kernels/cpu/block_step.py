@@ -71,7 +71,8 @@ class BlockStep:
     """A block's step with its weights looked up: x (B, D) to (B, D), the state overwritten.
 
     Args:
-        weights: of the block; changed in place, they are seen as they are.
+        weights: of the block; changed in place, they are seen as they are. They must stay where
+            they lie in memory as long as the step is used.
         batch_size: B, from 1 to ``MOST_SEQUENCES``.
         num_heads: H.
         head_dim: K.
@@ -93,7 +94,9 @@ class BlockStep:
         is_pre_norm: bool,
         is_gelu: bool,
     ) -> None:
-        self._weights = weights  # the structure holds addresses alone
+        # The structure holds addresses alone, so these are looked at again at each call.
+        self._tensors = [x for part in weights for x in part if isinstance(x, Tensor)]
+        self._addresses = [x.data_ptr() for x in self._tensors]
         call = self._call = _BlockStep()
         call.batch, call.heads, call.k, call.v = batch_size, num_heads, head_dim, value_dim
         call.width, call.hidden = weights.out.weight.shape[0], weights.inner.weight.shape[0]
@@ -117,23 +120,28 @@ class BlockStep:
         """Take one token; cos and sin are (B, 1, K / 2), for a rotation of queries and keys.
 
         Raises:
-            ValueError: if a tensor has not the shape or dtype that this step was made for.
+            ValueError: if a tensor has not the shape, dtype or device that this step was made for.
+            RuntimeError: if a weight has moved since.
         """
-        for name, given, shape in zip(
-            ("x", "kv", "k_sum"), (x, kv, k_sum), self._shapes, strict=True
-        ):
-            # This writes to memory, so it looks every time.
-            if given.shape != shape or given.dtype != torch.float32:
-                raise ValueError(
-                    f"{name} must be float32 of shape {shape}, "
-                    f"got {given.dtype} of {tuple(given.shape)}"
-                )
+        # This reads and writes memory by address, so it looks every time.
+        given = (("x", x), ("kv", kv), ("k_sum", k_sum))
+        for (name, tensor), shape in zip(given, self._shapes, strict=True):
+            _check(name, tensor, shape)
+        for name, angles in (("cos", cos), ("sin", sin)):
+            if angles is not None:
+                _check(name, angles, (len(x), 1, self._call.k // 2))
         if not (kv.is_contiguous() and k_sum.is_contiguous()):
             raise ValueError(
                 f"state must lie in memory in one piece, got strides {kv.stride()} "
                 f"and {k_sum.stride()}"
             )
-        call, x = self._call, x.contiguous()
+        if self._addresses != [tensor.data_ptr() for tensor in self._tensors]:
+            raise RuntimeError(
+                "the block's weights must stay where they were when the stepper was made, but one "
+                "has moved to other memory; make another stepper"
+            )
+        # A structure of its own for each call: another Python thread may be in another call.
+        call, x = _BlockStep.from_buffer_copy(self._call), x.contiguous().resolve_neg()
         y = torch.empty_like(x)
         # Below some 30,000 products, or 100,000 numbers of state, waking a second thread costs
         # more than it does.
@@ -141,12 +149,20 @@ class BlockStep:
         call.threads = threads if self._work > 30_000 else 1
         call.state_threads = threads if kv.numel() > 100_000 else 1
         if cos is not None and sin is not None:
-            cos, sin = cos.float().contiguous(), sin.float().contiguous()
+            cos, sin = cos.contiguous(), sin.contiguous()
             call.cos, call.sin = cos.data_ptr(), sin.data_ptr()
         call.x, call.y = x.data_ptr(), y.data_ptr()
         call.kv, call.k_sum = kv.data_ptr(), k_sum.data_ptr()
         library.call("block_step", call)
         return y
+
+
+def _check(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    if x.shape != shape or x.dtype != torch.float32 or x.device.type != "cpu":
+        raise ValueError(
+            f"{name} must be float32 of shape {shape} on the CPU, "
+            f"got {x.dtype} of {tuple(x.shape)} on {x.device}"
+        )
 
 
 def _norm(norm: Norm) -> _Norm:
