@@ -2,6 +2,10 @@ import jaxtyping
 import pytest
 import torch
 
+from subquad.kernels.cpu import library
+
+SETS = library.instruction_sets() if library.library() else ()
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
@@ -13,3 +17,12 @@ def _one_thread():
 def unhooked(monkeypatch):
     """Switch the shape checks of the import hook off, to see the errors that users see."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture(params=SETS)
+def instruction_set(request):
+    """Run a test with the build for each instruction set that this machine has."""
+    before = library.instruction_set()
+    library.use_instruction_set(request.param)
+    yield request.param
+    library.use_instruction_set(before)

@@ -28,18 +28,9 @@ from subquad.ops.rotation import Rotation
 pytestmark = pytest.mark.skipif(library.library() is None, reason=str(library.why_not()))
 
 run = OPERATORS[Impl.CPU]
-SETS = library.instruction_sets() if library.library() else ()
 #   T, K, V: less than a chunk, a chunk exactly, over chunks; widths that no vector divides
 SIZES = [(1, 16, 16), (5, 3, 7), (32, 64, 64), (130, 40, 24), (75, 128, 20), (64, 2, 1)]
 SWITCHES = list(itertools.product([False, True], repeat=5))
-
-
-@pytest.fixture(params=SETS)
-def instruction_set(request):
-    before = library.instruction_set()
-    library.use_instruction_set(request.param)
-    yield request.param
-    library.use_instruction_set(before)
 
 
 def elu_plus_one(x):

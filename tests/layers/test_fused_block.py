@@ -17,18 +17,9 @@ from subquad.layers.fused_block import fused_step
 from subquad.layers.linear_attention import LinearAttention
 from subquad.layers.softmax_attention import SoftmaxAttention
 from subquad.ops.feature_maps import EluPlusOne
+from subquad.ops.state import map_state
 
 pytestmark = pytest.mark.skipif(library.library() is None, reason=str(library.why_not()))
-
-SETS = library.instruction_sets() if library.library() else ()
-
-
-@pytest.fixture(params=SETS)
-def instruction_set(request):
-    before = library.instruction_set()
-    library.use_instruction_set(request.param)
-    yield request.param
-    library.use_instruction_set(before)
 
 
 def build(*, d_model=19, num_heads=3, d_ff=37, norm="post", activation="relu", **options):
@@ -58,7 +49,8 @@ def both(block, batch_size, tokens=6, *, x=None):
 
 
 @pytest.mark.parametrize("batch_size", range(1, MOST_SEQUENCES + 1))
-@pytest.mark.parametrize(("norm", "activation"), [("post", "relu"), ("pre", "gelu")])
+@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
 def test_equal_to_step(batch_size, norm, activation, instruction_set):
     found, expected, state, wide = both(build(norm=norm, activation=activation), batch_size)
     assert_near(found, expected, 2e-6)
@@ -81,6 +73,20 @@ def test_equal_at_the_width_of_vectors_and_over_threads():
     assert_near(found, expected, 2e-6)
 
 
+def test_rotary_steps_after_a_prefill_with_a_mask():
+    """Rows then stand at different positions, one of them at the first."""
+    block = build(rotary=True)
+    x, keep = torch.randn(3, 9, 19), torch.arange(4) < torch.tensor([[4], [2], [0]])
+    with torch.inference_mode():
+        _, state = block.prefill(x[:, :4], block.mixer.init_state(3), key_mask=keep)
+        wanted, take = state, fused_step(block, 3)
+        state = map_state(torch.clone, state)
+        for t in range(4, 9):
+            y, state = take(x[:, t], state)
+            expected, wanted = block.step(x[:, t], wanted)
+            assert_near(y, expected, 2e-6)
+
+
 def test_a_row_of_equal_numbers_and_nan():
     block = build()
     x = torch.full((1, 2, 19), 3.0)
@@ -91,7 +97,7 @@ def test_a_row_of_equal_numbers_and_nan():
     assert expected[:, 1].isnan().all()
 
 
-def test_generate_and_stepper_take_it(monkeypatch):
+def test_a_stepper_takes_it(monkeypatch):
     calls = []
     call = BlockStep.__call__
     monkeypatch.setattr(BlockStep, "__call__", lambda *a: (calls.append(1), call(*a))[1])
@@ -209,6 +215,15 @@ def test_not_taken_where_it_does_not_fit(change):
     change(block)
     with torch.inference_mode():
         assert fused_step(block, 1) is None
+
+
+def test_not_taken_under_a_global_hook():
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        with torch.inference_mode():
+            assert fused_step(build(), 1) is None
+    finally:
+        handle.remove()
 
 
 def test_not_taken_for_more_sequences_gradients_or_autocast():

@@ -36,7 +36,12 @@ def frozen(module: nn.Module, rows: int) -> Map:
 
 def is_plain(module: nn.Module) -> bool:
     """Return whether calling ``module`` is no more than its class's ``forward``."""
-    return not (module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
+    return not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or "forward" in module.__dict__
+        or torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
+    )
 
 
 def _identity(x: Tensor) -> Tensor:

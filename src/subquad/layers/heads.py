@@ -190,6 +190,20 @@ class RotaryPositions(nn.Module):
         positions = token_positions(x, key_mask=key_mask, cu_seqlens=cu_seqlens, start=start)
         return self.rotary(positions, x.dtype), None if state is None else state.inner
 
+    def project(
+        self,
+        heads: Heads,
+        x: Float[Tensor, "B T D"],
+        state: Any,
+        *,
+        key_mask: Bool[Tensor, "B T"] | None = None,
+        cu_seqlens: Int[Tensor, " S_plus_1"] | None = None,
+    ) -> tuple[Float[Tensor, "B H T K"], Float[Tensor, "B H T K"], Float[Tensor, "B H T V"], Any]:
+        """Return what ``heads.split`` gives, q and k rotated if asked to be, and the state."""
+        rotation, past = self.rotation(x, state, key_mask=key_mask, cu_seqlens=cu_seqlens)
+        q, k, v = heads.split(x)
+        return (q, k, v, past) if rotation is None else (rotation(q), rotation(k), v, past)
+
     def advance(
         self, inner: Any, state: Any, seq_len: int, key_mask: Bool[Tensor, "B T"] | None = None
     ) -> Any:
@@ -197,6 +211,13 @@ class RotaryPositions(nn.Module):
         if self.rotary is None:
             return inner
         return RotaryState(inner, next_position(state.position, seq_len, key_mask))
+
+
+def as_cached(cached: Tensor, *projected: Tensor) -> tuple[Tensor, ...]:
+    """Return projections in the dtype of a cache: autocast makes them half, the cache stays."""
+    if not torch.is_autocast_enabled(cached.device.type):
+        return projected
+    return tuple(x.to(cached.dtype) for x in projected)
 
 
 def check_step(x_t: Tensor, d_model: int) -> Float[Tensor, "B 1 D"]:

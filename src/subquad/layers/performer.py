@@ -103,7 +103,9 @@ class PerformerAttention(nn.Module):
         x = self.heads.check(x, key_mask, cu_seqlens)
         options: Any = {**self._options(), "features": self.features(), "impl": self.impl}
         past = self._empty(len(x)) if self.is_causal and cu_seqlens is None else None
-        q, k, v, past = self._project(x, past, key_mask=key_mask, cu_seqlens=cu_seqlens)
+        q, k, v, past = self.rotary_positions.project(
+            self.heads, x, past, key_mask=key_mask, cu_seqlens=cu_seqlens
+        )
         if cu_seqlens is not None:
             options["is_causal"] = self.is_causal
             return Attended(performer_attention(q, k, v, cu_seqlens=cu_seqlens, **options), v)
@@ -125,7 +127,7 @@ class PerformerAttention(nn.Module):
         """Mix a stretch of tokens in parallel, going on from ``state``."""
         check_causal(self.is_causal, "prefill")
         x = self.heads.check(x, key_mask)
-        q, k, v, past = self._project(x, state, key_mask=key_mask)
+        q, k, v, past = self.rotary_positions.project(self.heads, x, state, key_mask=key_mask)
         y, past = performer_attention_chunked(
             q, k, v, past, features=self.features.current(), key_mask=key_mask, impl=self.impl,
             **self._options(),
@@ -179,26 +181,11 @@ class PerformerAttention(nn.Module):
         )  # fmt: skip
         return self.rotary_positions.init_state(empty, batch_size, like.device)
 
-    def _project(
-        self,
-        x: Tokens,
-        state: Any,
-        *,
-        key_mask: KeyMask | None = None,
-        cu_seqlens: CuSeqlens | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, Any]:
-        """Return q and k (B, H, T, K), rotated if rotary, v (B, H, T, V), and the inner state."""
-        rotation, past = self.rotary_positions.rotation(
-            x, state, key_mask=key_mask, cu_seqlens=cu_seqlens
-        )
-        q, k, v = self.heads.split(x)
-        if rotation is not None:
-            q, k = rotation(q), rotation(k)
-        return q, k, v, past
-
     def _enter(self, x_t: Token, state: Any) -> tuple[Tensor, Tensor, Tensor, Any]:
         check_causal(self.is_causal, "step")
-        q, k, v, past = self._project(check_step(x_t, self.heads.d_model), state)
+        q, k, v, past = self.rotary_positions.project(
+            self.heads, check_step(x_t, self.heads.d_model), state
+        )
         return q.squeeze(2), k.squeeze(2), v.squeeze(2), past
 
     def _leave(self, y: Float[Tensor, "B H V"]) -> Token:

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from subquad.layers.attention_rows import Attended
-from subquad.layers.heads import Heads, RotaryPositions, check_causal, check_step
+from subquad.layers.heads import Heads, RotaryPositions, as_cached, check_causal, check_step
 from subquad.layers.mixer import CuSeqlens, KeyMask, Token, Tokens
 from subquad.ops.checks import check_fraction, check_positive
 from subquad.ops.softmax_attention import kv_cache, softmax_attention, softmax_attention_cached
@@ -64,7 +63,9 @@ class SoftmaxAttention(nn.Module):
     ) -> Attended:
         """Return what ``forward`` merges, and the values it is made of; see ``attention_rows``."""
         x = self.heads.check(x, key_mask, cu_seqlens)
-        q, k, v, _ = self._project(x, None, key_mask=key_mask, cu_seqlens=cu_seqlens)
+        q, k, v, _ = self.rotary_positions.project(
+            self.heads, x, None, key_mask=key_mask, cu_seqlens=cu_seqlens
+        )
         y = softmax_attention(
             q, k, v, is_causal=self.is_causal, key_mask=key_mask, cu_seqlens=cu_seqlens,
             dropout_p=self._dropout_p(),
@@ -100,29 +101,13 @@ class SoftmaxAttention(nn.Module):
     ) -> tuple[Tokens, Any]:
         check_causal(self.is_causal, "a state")
         x = self.heads.check(x, key_mask)
-        q, k, v, cache = self._project(x, state, key_mask=key_mask)
-        if torch.is_autocast_enabled(x.device.type):  # projects to half: the cache stays as it is
-            q, k, v = (a.to(cache.k.dtype) for a in (q, k, v))
+        q, k, v, cache = self.rotary_positions.project(self.heads, x, state, key_mask=key_mask)
+        q, k, v = as_cached(cache.k, q, k, v)
         y, cache = softmax_attention_cached(
             q, k, v, cache, key_mask=key_mask, dropout_p=self._dropout_p(), in_place=in_place
         )
         cache = self.rotary_positions.advance(cache, state, x.shape[1], key_mask)
         return self.heads.merge(y), cache
-
-    def _project(
-        self,
-        x: Tokens,
-        state: Any,
-        *,
-        key_mask: KeyMask | None,
-        cu_seqlens: CuSeqlens | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, Any]:
-        """Return q, k and v, rotated if asked to be, and the cache in ``state``."""
-        rotation, cache = self.rotary_positions.rotation(
-            x, state, key_mask=key_mask, cu_seqlens=cu_seqlens
-        )
-        q, k, v = self.heads.split(x)
-        return (q, k, v, cache) if rotation is None else (rotation(q), rotation(k), v, cache)
 
     def _dropout_p(self) -> float:
         return self.attention_dropout if self.training else 0.0

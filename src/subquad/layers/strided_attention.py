@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from subquad.layers.attention_rows import Attended
-from subquad.layers.heads import Heads, RotaryPositions, check_causal, check_step
+from subquad.layers.heads import Heads, RotaryPositions, as_cached, check_causal, check_step
 from subquad.layers.mixer import CuSeqlens, KeyMask, Token, Tokens
 from subquad.ops.checks import check_positive
 from subquad.ops.strided_attention import (
@@ -76,7 +75,9 @@ class StridedAttention(nn.Module):
     ) -> Attended:
         """Return what ``forward`` merges, and the values it is made of; see ``attention_rows``."""
         x = self.heads.check(x, key_mask, cu_seqlens)
-        q, k, v, _ = self._project(x, None, key_mask=key_mask, cu_seqlens=cu_seqlens)
+        q, k, v, _ = self.rotary_positions.project(
+            self.heads, x, None, key_mask=key_mask, cu_seqlens=cu_seqlens
+        )
         y = strided_attention(
             q, k, v, window=self.window, stride=self.stride, is_causal=self.is_causal,
             key_mask=key_mask, cu_seqlens=cu_seqlens,
@@ -99,7 +100,8 @@ class StridedAttention(nn.Module):
         """Mix a stretch of tokens in parallel, going on from ``state``."""
         check_causal(self.is_causal, "prefill")
         x = self.heads.check(x, key_mask)
-        q, k, v, past = self._project(x, state, key_mask=key_mask)
+        q, k, v, past = self.rotary_positions.project(self.heads, x, state, key_mask=key_mask)
+        q, k, v = as_cached(past.k, q, k, v)
         y, past = strided_attention_cached(q, k, v, past, stride=self.stride, key_mask=key_mask)
         past = self.rotary_positions.advance(past, state, x.shape[1], key_mask)
         return self.heads.merge(y), past
@@ -114,25 +116,10 @@ class StridedAttention(nn.Module):
 
     def _step(self, x_t: Token, state: Any, *, in_place: bool) -> tuple[Token, Any]:
         check_causal(self.is_causal, "step")
-        q, k, v, past = self._project(check_step(x_t, self.heads.d_model), state)
-        q, k, v = q.squeeze(2), k.squeeze(2), v.squeeze(2)
+        q, k, v, past = self.rotary_positions.project(
+            self.heads, check_step(x_t, self.heads.d_model), state
+        )
+        q, k, v = (a.squeeze(2) for a in as_cached(past.k, q, k, v))
         y, past = strided_attention_step(q, k, v, past, stride=self.stride, in_place=in_place)
         y = self.heads.merge(y.unsqueeze(2)).squeeze(1)
         return y, self.rotary_positions.advance(past, state, 1)
-
-    def _project(
-        self,
-        x: Tokens,
-        state: Any,
-        *,
-        key_mask: KeyMask | None = None,
-        cu_seqlens: CuSeqlens | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, Any]:
-        """Return q, k and v, rotated if asked to be, in the dtype of the past, and the past."""
-        rotation, past = self.rotary_positions.rotation(
-            x, state, key_mask=key_mask, cu_seqlens=cu_seqlens
-        )
-        q, k, v = self.heads.split(x)
-        if past is not None and torch.is_autocast_enabled(x.device.type):
-            q, k, v = (a.to(past.k.dtype) for a in (q, k, v))
-        return (q, k, v, past) if rotation is None else (rotation(q), rotation(k), v, past)

@@ -246,7 +246,8 @@ def linear_attention_chunked(
     state nor let it decay.
 
     Args:
-        phi_q: mapped queries (B, H, T, K).
+        phi_q: mapped queries (B, H, T, K), finite also where ``key_mask`` hides: a gradient of 0
+            would reach keys as 0 * NaN. ``linear_attention`` sees to that before it maps.
         phi_k: mapped keys (B, H, T, K).
         v: values (B, H, T, V).
         state: the past; ``linear_state`` makes the empty one.

@@ -4,6 +4,7 @@ Every option is checked as it is set. An option that this package does not know,
 published library has and this one cannot honour, is an error.
 """
 
+import abc
 import difflib
 import math
 from argparse import Namespace
@@ -51,7 +52,7 @@ REFUSED: dict[str, str] = {
 
 
 @dataclass(kw_only=True)
-class EncoderBuilder:
+class EncoderBuilder(abc.ABC):
     """The options of both builders, with the published defaults.
 
     Args:
@@ -130,9 +131,9 @@ class EncoderBuilder:
         CHECKS[name](name, value)
         super().__setattr__(name, value)
 
+    @abc.abstractmethod
     def get(self) -> nn.Module:
         """Build the model."""
-        raise NotImplementedError
 
     def _build(self, kind: Callable[..., Any]) -> Any:
         """Build one of this library's models from the options."""

@@ -3,6 +3,7 @@
 Axes: N batch, L queries, S keys.
 """
 
+import abc
 from functools import cached_property
 
 import torch
@@ -12,13 +13,13 @@ from torch import Tensor
 from subquad.ops.checks import check_positive
 
 
-class BaseMask:
+class BaseMask(abc.ABC):
     """A boolean matrix in the forms that callers ask for; subclasses give ``bool_matrix``."""
 
     @property
+    @abc.abstractmethod
     def bool_matrix(self) -> Bool[Tensor, "rows keys"]:
         """The mask itself, True = keep."""
-        raise NotImplementedError
 
     @property
     def shape(self) -> torch.Size:

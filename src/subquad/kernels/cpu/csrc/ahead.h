@@ -1,5 +1,5 @@
-// Memory asked for ahead of its use, a few lines between the tiles of the products: all at once they
-// would fill the line buffers and the products would wait for them.
+// Memory asked for ahead of its use, a few lines between the tiles of the products: all at once
+// they would fill the line buffers and the products would wait for them.
 #pragma once
 
 #include "simd.h"
@@ -12,9 +12,10 @@ class Ahead {
 
     // ``rows`` rows of ``bytes`` each, ``stride`` bytes apart. Whole numbers, for a pointer outside
     // of its array must not be formed; to ask for an address that is not there is no fault.
+    // What is more than there is room for is not asked for, which costs time and nothing else.
     void add(uintptr_t start, int64_t stride, int rows, int64_t bytes) {
         const int lines = int((bytes + LINE - 1) / LINE);
-        if (lines == 0 || rows == 0) return;
+        if (lines == 0 || rows == 0 || count_ == MOST) return;
         parts_[count_++] = {start, stride, rows, lines};
     }
 
@@ -34,12 +35,13 @@ class Ahead {
 
   private:
     static constexpr int64_t LINE = 64;
+    static constexpr int MOST = 8;
     struct Part {
         uintptr_t start;
         int64_t stride;
         int rows, lines;
     };
-    Part parts_[8];
+    Part parts_[MOST];
     int count_ = 0, at_ = 0, row_ = 0, line_ = 0;
 };
 

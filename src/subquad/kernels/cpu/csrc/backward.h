@@ -24,7 +24,7 @@ class Backward : public Gradients {
             product<false>(rows, kw_, int(c_.v), {g_, vw_, 1}, state.kv, kw_, grad_, kw_,
                            Part::WHOLE, &ahead_);
             if (c_.is_causal) {
-                load_keys(head, t, rows);
+                r_.keys(head, t, rows, k_, turned_k_, v_, decay_);
                 scale_rows(grad_, kw_, rows, decay_.into);
                 make_grad_scores(rows);
                 product<true>(rows, kw_, rows, {grad_scores_, CHUNK, 1}, turned_k_, kw_, grad_, kw_,
@@ -46,7 +46,7 @@ class Backward : public Gradients {
         for (int64_t t = begin + (end - begin - 1) / CHUNK * CHUNK; t >= begin; t -= CHUNK) {
             const int rows = int(smaller(CHUNK, end - t));
             expect_keys(head, t - CHUNK);
-            load_keys(head, t, rows);
+            r_.keys(head, t, rows, k_, turned_k_, v_, decay_);
             product<false>(rows, vw_, int(c_.k), {turned_k_, kw_, 1}, later.kv, vw_, grad_v_, vw_,
                            Part::WHOLE, &ahead_);
             transpose(later.kv, vw_, kw_, vw_, turned_state_, kw_);
@@ -78,7 +78,7 @@ class Backward : public Gradients {
             ahead_.clear();
             r_.expect(c_.key, true, head, t + CHUNK, ahead_);
             r_.expect(c_.value, false, head, t + CHUNK, ahead_);
-            load_keys(head, t, rows);
+            r_.keys(head, t, rows, k_, turned_k_, v_, decay_);
             sum_rows(k_, rows, kw_, r_.decays() ? decay_.step : nullptr, local_);
             add_keys(rows, state);
             if (r_.decays()) total *= decay_.total(rows);

@@ -238,6 +238,14 @@ class Reader {
         decay.fill(rows);
     }
 
+    // Keys with their rotation, values and decays of one chunk.
+    void keys(int64_t head, int64_t t, int rows, float* k, float* turned, float* v,
+              Decay& of_chunk) const {
+        features(c.key, true, head, t, rows, k, turned);
+        values(c.value, true, head, t, rows, v);
+        if (decays()) decay(head, t, rows, of_chunk);
+    }
+
     void rotate(int64_t head, int64_t t, float sign, const float* from, float* to) const {
         const float* cos = static_cast<const float*>(c.cos.data);
         const float* sin = static_cast<const float*>(c.sin.data);

@@ -34,7 +34,7 @@ class Forward {
             product<false>(rows, vw_, int(c_.k), {turned_q_, kw_, 1}, state.kv, vw_, out_, vw_,
                            Part::WHOLE, &ahead_);
             if (c_.is_causal) {
-                load_keys(head, t, rows);
+                r_.keys(head, t, rows, k_, turned_k_, v_, decay_);
                 add_own_chunk(rows);
             }
             denominators(rows, state);
@@ -51,7 +51,7 @@ class Forward {
             ahead_.clear();
             r_.expect(c_.key, true, head, t + CHUNK, ahead_);
             r_.expect(c_.value, false, head, t + CHUNK, ahead_);
-            load_keys(head, t, rows);
+            r_.keys(head, t, rows, k_, turned_k_, v_, decay_);
             sum_rows(k_, rows, kw_, r_.decays() ? decay_.step : nullptr, local_);
             update(rows, state);
             if (r_.decays()) total *= decay_.total(rows);
@@ -69,12 +69,6 @@ class Forward {
             r_.expect(c_.value, false, head, t, ahead_);
         }
         r_.expect(c_.out, false, head, t, ahead_);
-    }
-
-    void load_keys(int64_t head, int64_t t, int rows) {
-        r_.features(c_.key, true, head, t, rows, k_, turned_k_);
-        r_.values(c_.value, true, head, t, rows, v_);
-        if (r_.decays()) r_.decay(head, t, rows, decay_);
     }
 
     void add_own_chunk(int rows) {

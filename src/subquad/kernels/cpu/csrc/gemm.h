@@ -67,29 +67,38 @@ enum class Part {
     DEPTH_FROM_ROW,  // a is 0 for l < i
 };
 
+// All of one product but its columns.
+struct Factors {
+    int rows, depth;
+    Left left;
+    const float* b;
+    int64_t b_stride;
+    float* c;
+    int64_t c_stride;
+    Part part;
+    Ahead* ahead;
+};
+
 template <int M, int N, bool ADD>
-SUBQUAD_INLINE void tile_at(int i, int depth, Left left, const float* b, int64_t b_stride, float* c,
-                            int64_t c_stride, Part part, Ahead* ahead) {
-    if (ahead) ahead->ask(LINES_A_TILE);
-    const int first = part == Part::DEPTH_FROM_ROW ? i : 0;
-    const int last = part == Part::DEPTH_TO_ROW && i + M < depth ? i + M : depth;
-    tile<M, N, ADD>({left.a + i * left.row + first * left.column, left.row, left.column},
-                    b + first * b_stride, b_stride, last - first, c + i * c_stride, c_stride);
+SUBQUAD_INLINE void tile_at(int i, int j, const Factors& f) {
+    if (f.ahead) f.ahead->ask(LINES_A_TILE);
+    const int first = f.part == Part::DEPTH_FROM_ROW ? i : 0;
+    const int last = f.part == Part::DEPTH_TO_ROW && i + M < f.depth ? i + M : f.depth;
+    const Left a{f.left.a + i * f.left.row + first * f.left.column, f.left.row, f.left.column};
+    tile<M, N, ADD>(a, f.b + first * f.b_stride + j, f.b_stride, last - first,
+                    f.c + i * f.c_stride + j, f.c_stride);
 }
 
 // All rows of N vectors of columns, from column j on.
 template <int N, bool ADD>
-inline void columns_of_tiles(int rows, int j, int depth, Left left, const float* b,
-                             int64_t b_stride, float* c, int64_t c_stride, Part part, Ahead* ahead) {
+inline void columns_of_tiles(int j, const Factors& f) {
     constexpr int M = tile_rows<N>();
     int i = 0;
-    b += j;
-    c += j;
-    for (; i + M <= rows; i += M) tile_at<M, N, ADD>(i, depth, left, b, b_stride, c, c_stride, part, ahead);
+    for (; i + M <= f.rows; i += M) tile_at<M, N, ADD>(i, j, f);
     if (M > 4)
-        for (; i + 4 <= rows; i += 4) tile_at<4, N, ADD>(i, depth, left, b, b_stride, c, c_stride, part, ahead);
-    for (; i + 2 <= rows; i += 2) tile_at<2, N, ADD>(i, depth, left, b, b_stride, c, c_stride, part, ahead);
-    for (; i < rows; i++) tile_at<1, N, ADD>(i, depth, left, b, b_stride, c, c_stride, part, ahead);
+        for (; i + 4 <= f.rows; i += 4) tile_at<4, N, ADD>(i, j, f);
+    for (; i + 2 <= f.rows; i += 2) tile_at<2, N, ADD>(i, j, f);
+    for (; i < f.rows; i++) tile_at<1, N, ADD>(i, j, f);
 }
 
 // c (rows x columns) = or += a (rows x depth) b (depth x columns); columns is a multiple of LANES.
@@ -97,15 +106,16 @@ inline void columns_of_tiles(int rows, int j, int depth, Left left, const float*
 template <bool ADD>
 inline void product(int rows, int columns, int depth, Left left, const float* b, int64_t b_stride,
                     float* c, int64_t c_stride, Part part = Part::WHOLE, Ahead* ahead = nullptr) {
+    const Factors f{rows, depth, left, b, b_stride, c, c_stride, part, ahead};
     for (int j = 0; j < columns;) {
         int vectors = (columns - j) / LANES;
         if (vectors > VECTORS) vectors = VECTORS;
         switch (vectors) {
-            case 1: columns_of_tiles<1, ADD>(rows, j, depth, left, b, b_stride, c, c_stride, part, ahead); break;
-            case 2: columns_of_tiles<2, ADD>(rows, j, depth, left, b, b_stride, c, c_stride, part, ahead); break;
+            case 1: columns_of_tiles<1, ADD>(j, f); break;
+            case 2: columns_of_tiles<2, ADD>(j, f); break;
 #if SUBQUAD_LANES == 16
-            case 3: columns_of_tiles<3, ADD>(rows, j, depth, left, b, b_stride, c, c_stride, part, ahead); break;
-            default: columns_of_tiles<4, ADD>(rows, j, depth, left, b, b_stride, c, c_stride, part, ahead);
+            case 3: columns_of_tiles<3, ADD>(j, f); break;
+            default: columns_of_tiles<4, ADD>(j, f);
 #endif
         }
         j += vectors * LANES;

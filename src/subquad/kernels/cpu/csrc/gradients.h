@@ -53,12 +53,6 @@ class Gradients {
         r_.expect(c_.grad_value, false, head, t, ahead_);
     }
 
-    void load_keys(int64_t head, int64_t t, int rows) {
-        r_.features(c_.key, true, head, t, rows, k_, turned_k_);
-        r_.values(c_.value, true, head, t, rows, v_);
-        if (r_.decays()) r_.decay(head, t, rows, decay_);
-    }
-
     // Queries with g and e.
     void load_queries(int64_t head, int64_t t, int rows) {
         r_.features(c_.q, false, head, t, rows, q_, turned_q_);
