@@ -53,8 +53,8 @@ def state_of(features=None, batch=B, **options):
             ValueError, "max_per_feature must be False for Estimator.TRIGONOMETRIC",
         ),
         (
-            lambda: call(impl=Impl.CPU), ValueError,
-            "FAVOR.* in both directions .* got Impl.CPU: .* has no such form",
+            lambda: call(features=draw(Estimator.TRIGONOMETRIC), impl=Impl.CPU), ValueError,
+            "trigonometric FAVOR.* got Impl.CPU: .* has no such form",
         ),
         (
             lambda: call(is_causal=True, max_per_feature=True, impl=Impl.CPU), ValueError,

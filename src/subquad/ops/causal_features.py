@@ -18,7 +18,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from subquad.kernels import favor_operators as native
+from subquad.kernels.dispatch import Impl
 from subquad.ops.feature_maps import no_autocast
+from subquad.ops.native_favor import maps_natively
 from subquad.ops.random_features import RandomFeatures
 from subquad.ops.tiles import groups, merge_batch, rows, stretches
 
@@ -43,13 +46,16 @@ class KeyFeatures(NamedTuple):
     log_max: Float[Tensor, "B H T"] | Float[Tensor, "B H T M"]  # c
 
 
-def query_features(q: Float[Tensor, "B H T K"], w: Directions) -> Float[Tensor, "B H T M"]:
-    """Map queries; of positive features each row sums to 1."""
+def query_features(
+    q: Float[Tensor, "B H T K"], w: Directions, impl: Impl = Impl.AUTO
+) -> Float[Tensor, "B H T M"]:
+    """Map queries; of positive features each row sums to 1. ``impl`` is that of the sums."""
     if not w.positive:
         u = q.to(w.rows.dtype) @ w.rows.T
         return torch.cat([u.sin(), u.cos()], dim=-1)
     (merged,) = merge_batch(len(w.rows), q)
-    phi: Tensor = _QueryFeatures.apply(merged, w.rows)  # type: ignore[no-untyped-call]
+    natively = maps_natively(merged, w.rows.dtype, impl)
+    phi: Tensor = _QueryFeatures.apply(merged, w.rows, natively)  # type: ignore[no-untyped-call]
     return phi.view(*q.shape[:3], -1)
 
 
@@ -58,11 +64,12 @@ def key_features(
     w: Directions,
     start: Float[Tensor, "B H"],
     key_mask: Bool[Tensor, "B T"] | None,
+    impl: Impl = Impl.AUTO,
 ) -> KeyFeatures:
     """Map keys, the maximum going on from ``start``; hidden keys are 0 and do not raise it."""
     hidden = None if key_mask is None else ~key_mask[:, None].expand(-1, k.shape[1], -1)
     if w.positive:
-        return _positive_keys(k, w, start, hidden)
+        return _positive_keys(k, w, start, hidden, impl)
     k = _visible(k.to(w.rows.dtype), hidden)
     size = w.half_scale * k.square().sum(-1)
     if hidden is not None:
@@ -74,14 +81,17 @@ def key_features(
 
 
 def _positive_keys(
-    k: Tensor, w: Directions, start: Tensor, hidden: Bool[Tensor, "B H T"] | None
+    k: Tensor, w: Directions, start: Tensor, hidden: Bool[Tensor, "B H T"] | None, impl: Impl
 ) -> KeyFeatures:
     if hidden is None:
         merged, above = merge_batch(len(w.rows), k)[0], None
     else:
         merged, above = merge_batch(len(w.rows), k, hidden)
     start = start.detach().reshape(merged.shape[:2])
-    phi, log_max = _KeyFeatures.apply(merged, w.rows, w.half_scale, start, above)  # type: ignore[no-untyped-call]
+    natively = maps_natively(merged, w.rows.dtype, impl)
+    phi, log_max = _KeyFeatures.apply(  # type: ignore[no-untyped-call]
+        merged, w.rows, w.half_scale, start, above, natively
+    )
     return KeyFeatures(phi.view(*k.shape[:3], -1), log_max.view(k.shape[:3]))
 
 
@@ -124,13 +134,8 @@ def _raise(start: Tensor, logs: Tensor, axis: int) -> Tensor:
 
 class _QueryFeatures(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, w: Tensor) -> Tensor:
-        phi = w.new_empty(*q.shape[:3], len(w))
-        for group in groups(q, len(w)):
-            for tokens in stretches(q, group, len(w)):
-                x = rows(q, group, tokens, w.dtype)
-                u = torch.bmm(x, w.T.expand(len(x), -1, -1))
-                torch.softmax(u, -1, out=phi[group[0], group[1], tokens])
+    def forward(ctx: Any, q: Tensor, w: Tensor, natively: bool) -> Tensor:
+        phi = native.MAP_QUERIES(q, w) if natively else _map_queries(q, w)
         ctx.save_for_backward(phi, w)
         ctx.dtype = q.dtype
         return phi
@@ -146,34 +151,22 @@ class _QueryFeatures(torch.autograd.Function):
                     at = (group[0], group[1], tokens)
                     # A factor common to a row's features changes no output, so its part is 0.
                     grad_q[at] = (phi[at] * grad[at]) @ w
-        return grad_q, None
+        return grad_q, None, None
 
 
 class _KeyFeatures(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, k: Tensor, w: Tensor, half_scale: float, start: Tensor, hidden: Tensor | None
+        ctx: Any,
+        k: Tensor,
+        w: Tensor,
+        half_scale: float,
+        start: Tensor,
+        hidden: Tensor | None,
+        natively: bool,
     ) -> tuple[Tensor, Tensor]:
-        phi = w.new_empty(*k.shape[:3], len(w))
-        log_max = phi.new_empty(k.shape[:3])
-        for group in groups(k, len(w)):
-            top = start[group].to(w.dtype)
-            for tokens in stretches(k, group, len(w)):
-                at = (group[0], group[1], tokens)
-                part = None if hidden is None else hidden[at]
-                x = _visible(rows(k, group, tokens, w.dtype), part)
-                size = x.square().sum(-1).mul_(half_scale)
-                if part is not None:
-                    size = size.masked_fill(part, torch.inf)
-                u = phi[at]
-                torch.bmm(x, w.T.expand(len(x), -1, -1), out=u)
-                largest = u.amax(-1)
-                own = largest - size
-                highest = _raise(top, own, 1)
-                # Not u - (size + c): where size is so large that largest is lost in it, rounding
-                # could make that positive.
-                u.sub_((largest + (highest - own)).unsqueeze(-1)).exp_()
-                log_max[at], top = highest, highest[:, -1]
+        map_keys = native.MAP_KEYS if natively else _map_keys
+        phi, log_max = map_keys(k, w, half_scale, start, hidden)
         ctx.save_for_backward(k, phi, w, hidden)
         ctx.half_scale = half_scale
         ctx.mark_non_differentiable(log_max)
@@ -193,7 +186,43 @@ class _KeyFeatures(torch.autograd.Function):
                     x = _visible(rows(k, group, tokens, w.dtype), part)
                     size = grad_logs.sum(-1, keepdim=True).mul_(-2 * ctx.half_scale)
                     grad_k[at] = torch.addcmul(grad_logs @ w, size, x)
-        return grad_k, None, None, None, None
+        return grad_k, None, None, None, None, None
+
+
+def _map_queries(q: Tensor, w: Tensor) -> Tensor:
+    phi = w.new_empty(*q.shape[:3], len(w))
+    for group in groups(q, len(w)):
+        for tokens in stretches(q, group, len(w)):
+            x = rows(q, group, tokens, w.dtype)
+            u = torch.bmm(x, w.T.expand(len(x), -1, -1))
+            torch.softmax(u, -1, out=phi[group[0], group[1], tokens])
+    return phi
+
+
+def _map_keys(
+    k: Tensor, w: Tensor, half_scale: float, start: Tensor, hidden: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    phi = w.new_empty(*k.shape[:3], len(w))
+    log_max = phi.new_empty(k.shape[:3])
+    for group in groups(k, len(w)):
+        top = start[group].to(w.dtype)
+        for tokens in stretches(k, group, len(w)):
+            at = (group[0], group[1], tokens)
+            part = None if hidden is None else hidden[at]
+            x = _visible(rows(k, group, tokens, w.dtype), part)
+            size = x.square().sum(-1).mul_(half_scale)
+            if part is not None:
+                size = size.masked_fill(part, torch.inf)
+            u = phi[at]
+            torch.bmm(x, w.T.expand(len(x), -1, -1), out=u)
+            largest = u.amax(-1)
+            own = largest - size
+            highest = _raise(top, own, 1)
+            # Not u - (size + c): where size is so large that largest is lost in it, rounding
+            # could make that positive.
+            u.sub_((largest + (highest - own)).unsqueeze(-1)).exp_()
+            log_max[at], top = highest, highest[:, -1]
+    return phi, log_max
 
 
 def _visible(x: Tensor, hidden: Tensor | None) -> Tensor:

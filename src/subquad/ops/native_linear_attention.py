@@ -109,7 +109,7 @@ def run_native(
 def _reasons(impl: Impl, request: Request) -> Reasons:
     """Say everything that keeps a native form from this call."""
     q, k, v, state, log_decay, rotation, chunk_size, is_causal, feature_map = request
-    reasons = _cpu_reasons(q) if impl is Impl.CPU else _triton_reasons(q, v, is_causal)
+    reasons = cpu_reasons(q) if impl is Impl.CPU else _triton_reasons(q, v, is_causal)
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dtype not in DTYPES[impl]:
             reasons.append(f"it does not take {name} of {x.dtype}")
@@ -125,9 +125,7 @@ def _reasons(impl: Impl, request: Request) -> Reasons:
         reasons.append("it takes one log_decay a token, not one a feature")
     if chunk_size is not None:
         reasons.append(f"it chooses chunks itself, but chunk_size={chunk_size} is given")
-    if _is_exporting():
-        reasons.append("torch.export keeps operators of torch alone")
-    return reasons
+    return reasons + export_reasons()
 
 
 def _check_devices(request: Request) -> None:
@@ -150,7 +148,8 @@ def _step_reasons(impl: Impl, request: Request) -> Reasons:
     return reasons
 
 
-def _cpu_reasons(q: Tensor) -> Reasons:
+def cpu_reasons(q: Tensor) -> Reasons:
+    """Say why the C++ kernels are not there, or not for this device."""
     reasons = []
     if (missing := _why_no_library()) is not None:
         reasons.append(f"there are no native kernels, for {missing}")
@@ -189,6 +188,11 @@ def _why_no_triton() -> str | None:
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _interprets() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def export_reasons() -> Reasons:
+    """Say why no native form is to be had now, if it is so."""
+    return ["torch.export keeps operators of torch alone"] if _is_exporting() else []
 
 
 def _is_exporting() -> bool:

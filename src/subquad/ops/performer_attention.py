@@ -67,7 +67,8 @@ def performer_attention(
             maximum of its own, in torch's form. The result is then right at any magnitude. Without
             it a query whose weights are below 1e-30 of what they could be gives 0 and has no
             gradient. (Both directions at once, each feature has its own maximum anyway.)
-        impl: where causal sums are computed; see ``Impl``. Else there is torch's form alone.
+        impl: where it is computed; see ``Impl``. Of trigonometric features over all keys there is
+            torch's form alone.
 
     Returns:
         (B, H, Tq, V) in the dtype of v.
@@ -141,11 +142,11 @@ def performer_attention_bidirectional(
         return attend_all(
             q, k, v, feature_map=features, key_mask=key_mask, normalize=normalize, impl=impl
         )
-    resolve("FAVOR+ in both directions", impl, {Impl.TORCH: (None, no_reasons)}, k.device)
     with no_autocast(v):
         w = directions_of(features, resolve_scale(scale, k.shape[3]), _wide(q, k, v))
         if w.positive:
-            return positive_attention(q, k, v, w.rows, w.half_scale, key_mask)
+            return positive_attention(q, k, v, w.rows, w.half_scale, key_mask, impl)
+        resolve("trigonometric FAVOR+", impl, {Impl.TORCH: (None, no_reasons)}, k.device)
         return _trigonometric_attention(q, k, v, w, key_mask)
 
 

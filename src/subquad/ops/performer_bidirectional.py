@@ -13,7 +13,7 @@ is, each sum over keys divided by itself,
 max_m(u_im + b_m), so both sums that divide are at least 1. Where there is no valid key y_i = 0.
 
 The features never reach memory: they are made tile by tile, keys with a running maximum, and made
-again in the backward, which keeps only b and s.
+again in the backward, which keeps only b and s. ``csrc/favor.h`` does the same in C++, forward.
 
 Axes: B batch, H heads, T time (Tq queries, Tk keys), K head width, M features, V value width,
 N heads of a tile, t tokens of a tile.
@@ -27,7 +27,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from subquad.kernels.dispatch import Impl
 from subquad.ops.feature_maps import no_autocast
+from subquad.ops.native_favor import native_attention
 from subquad.ops.tiles import Group, groups, merge_batch, rows, stretches
 
 
@@ -38,6 +40,7 @@ def positive_attention(
     directions: Float[Tensor, "M K"],
     half_scale: float,
     key_mask: Bool[Tensor, "B Tk"] | None = None,
+    impl: Impl = Impl.AUTO,
 ) -> Float[Tensor, "B H Tq V"]:
     """Attend to all keys in O((Tq + Tk) M (K + V)) and O((Tq + Tk) (K + V)) memory.
 
@@ -49,7 +52,13 @@ def positive_attention(
             no gradient.
         half_scale: half the scale: l_jm = w_m . k_j - half_scale |k_j|^2.
         key_mask: True = keep.
+        impl: where the outputs are computed; their gradients are torch's.
+
+    Raises:
+        TypeError: if ``impl`` is no ``Impl``.
+        ValueError: if ``impl`` names a form that cannot take the call.
     """
+    operator = native_attention(q, k, v, directions.dtype, impl)
     hidden = None if key_mask is None else ~key_mask[:, None].expand(-1, k.shape[1], -1)
     shape = (*q.shape[:3], v.shape[3])
     with no_autocast(q):
@@ -57,7 +66,9 @@ def positive_attention(
             q, k, wide_v = merge_batch(len(directions), q, k, v)
         else:
             q, k, wide_v, hidden = merge_batch(len(directions), q, k, v, hidden)
-        y: Tensor = _PositiveAttention.apply(q, k, wide_v, directions, half_scale, hidden)  # type: ignore[no-untyped-call]
+        y: Tensor = _PositiveAttention.apply(  # type: ignore[no-untyped-call]
+            q, k, wide_v, directions, half_scale, hidden, operator
+        )
     return y.reshape(shape).to(v.dtype)
 
 
@@ -112,20 +123,12 @@ class _PositiveAttention(torch.autograd.Function):
         directions: Tensor,
         half_scale: float,
         hidden: Tensor | None,
+        operator: Any,
     ) -> Tensor:
-        dtype, width = directions.dtype, len(directions)
-        batch, heads, time = q.shape[:3]
-        # Laid out by token, ready to be merged.
-        out = directions.new_empty(batch, time, heads, v.shape[3]).transpose(1, 2)
-        means = directions.new_empty(batch, heads, width, v.shape[3])
-        log_sums = directions.new_empty(batch, heads, width)
-        for group in groups(k, width):
-            summed = _sum_keys(k, v, directions, half_scale, hidden, group)
-            log_sums[group], means[group] = summed
-        for group in groups(q, width):
-            for tokens in stretches(q, group, width):
-                p = _query_weights(rows(q, group, tokens, dtype), directions, log_sums[group])
-                out[group[0], group[1], tokens] = torch.bmm(p, means[group])
+        if operator is None:
+            out, means, log_sums = _attend(q, k, v, directions, half_scale, hidden)
+        else:
+            out, means, log_sums = operator(q, k, v, directions, half_scale, hidden)
         ctx.save_for_backward(q, k, v, directions, hidden, means, log_sums, out)
         ctx.half_scale = half_scale
         return out
@@ -153,7 +156,32 @@ class _PositiveAttention(torch.autograd.Function):
                     k, v, hidden, directions, ctx.half_scale, log_sums[group], level[group],
                     grad_means[group], group, grad_k, grad_v,
                 )  # fmt: skip
-        return grad_q, grad_k, grad_v, None, None, None
+        return grad_q, grad_k, grad_v, None, None, None, None
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    directions: Tensor,
+    half_scale: float,
+    hidden: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the outputs, s and b of every head."""
+    dtype, width = directions.dtype, len(directions)
+    batch, heads, time = q.shape[:3]
+    # Laid out by token, ready to be merged.
+    out = directions.new_empty(batch, time, heads, v.shape[3]).transpose(1, 2)
+    means = directions.new_empty(batch, heads, width, v.shape[3])
+    log_sums = directions.new_empty(batch, heads, width)
+    for group in groups(k, width):
+        summed = _sum_keys(k, v, directions, half_scale, hidden, group)
+        log_sums[group], means[group] = summed
+    for group in groups(q, width):
+        for tokens in stretches(q, group, width):
+            p = _query_weights(rows(q, group, tokens, dtype), directions, log_sums[group])
+            out[group[0], group[1], tokens] = torch.bmm(p, means[group])
+    return out, means, log_sums
 
 
 def _sum_keys(

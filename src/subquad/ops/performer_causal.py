@@ -12,6 +12,7 @@ Source: Choromanski et al. 2021, section 2.4 and appendix B.1; the running maxim
 
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -38,6 +39,9 @@ from subquad.ops.performer_state import (
     is_tiny,
     tiny_to_zero,
 )
+
+# Tokens whose features are made at once where no gradient is wanted: a few MB for 8 heads.
+STRETCH = 512
 
 
 def performer_attention_chunked(
@@ -80,6 +84,11 @@ def performer_attention_chunked(
     check_qkv(q, k, v, is_causal=True)
     check_key_mask(key_mask, k, k.shape[0], k.shape[2])
     check_features(features, k, scale=scale, normalize=normalize, max_per_feature=max_per_feature)
+    if k.shape[2] > STRETCH and not _must_be_whole(q, k, v, *state):
+        return _by_stretches(
+            q, k, v, state, key_mask=key_mask, features=features, scale=scale,
+            normalize=normalize, max_per_feature=max_per_feature, chunk_size=chunk_size, impl=impl,
+        )  # fmt: skip
     if isinstance(features, GeneralizedFeatures):
         return _generalized(
             q, k, v, state, features, key_mask=key_mask, normalize=normalize,
@@ -94,10 +103,30 @@ def performer_attention_chunked(
         if max_per_feature:
             phi_q, keys = features_by_feature(q, k, w, state.log_max, key_mask)
         else:
-            phi_q, keys = query_features(q, w), key_features(k, w, state.log_max, key_mask)
+            phi_q = query_features(q, w, impl)
+            keys = key_features(k, w, state.log_max, key_mask, impl)
         mapped = (phi_q, keys.phi, v, log_decay(keys.log_max, state.log_max))
         y, sums = _recur(*mapped, state.sums, key_mask, chunk_size, impl)
     return y, PerformerState(*sums, keys.log_max[:, :, -1])
+
+
+def _must_be_whole(*tensors: Tensor) -> bool:
+    """Say whether one call must do all tokens: for a gradient, or in a graph for any length."""
+    wants_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    return wants_gradient or torch.compiler.is_compiling()
+
+
+def _by_stretches(
+    q: Tensor, k: Tensor, v: Tensor, state: State, *, key_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, State]:
+    """Do the same stretch by stretch: then the features of one stretch alone are in memory."""
+    y = v.new_empty(v.shape[0], v.shape[2], v.shape[1], v.shape[3]).transpose(1, 2)
+    for start in range(0, k.shape[2], STRETCH):
+        now = slice(start, start + STRETCH)
+        parts = (x[:, :, now] for x in (q, k, v))
+        mask = None if key_mask is None else key_mask[:, now]
+        y[:, :, now], state = performer_attention_chunked(*parts, state, key_mask=mask, **options)
+    return y, state
 
 
 def _recur(
@@ -122,7 +151,11 @@ def _recur(
     y, denominator, kv, k_sum = operator(
         phi_q, phi_k, v, decay, key_mask, None, None, *past, False, True, True
     )
-    return y.masked_fill(is_tiny(denominator).unsqueeze(-1), 0), LinearState(kv, k_sum)
+    tiny = is_tiny(denominator)
+    # A pass over all outputs for what hardly ever happens; to look first takes a fraction of it.
+    if tiny.device.type == "cpu" and not torch.compiler.is_compiling() and not tiny.any():
+        return y, LinearState(kv, k_sum)
+    return y.masked_fill(tiny.unsqueeze(-1), 0), LinearState(kv, k_sum)
 
 
 def _generalized(

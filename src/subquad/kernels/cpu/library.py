@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-ABI_VERSION = 2  # of csrc/library.cpp; the two change together
+ABI_VERSION = 3  # of csrc/library.cpp; the two change together
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")  # those that some machine has, narrowest first
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 

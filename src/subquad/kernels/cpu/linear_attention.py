@@ -11,19 +11,18 @@ import torch
 from torch import Tensor
 
 from subquad.kernels.cpu import library
+from subquad.kernels.cpu.arguments import (
+    CTensor,
+    by_head,
+    over_heads,
+    pointer,
+    token,
+    whole_rows,
+)
 
 DTYPES = (torch.float32, torch.bfloat16)
 
 _FLOATS = ctypes.c_void_p
-
-
-class _Tensor(ctypes.Structure):
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("batch", ctypes.c_int64),
-        ("head", ctypes.c_int64),
-        ("time", ctypes.c_int64),
-    )
 
 
 _PARALLEL = ("parallel", ctypes.c_void_p)
@@ -42,11 +41,11 @@ class _Linear(ctypes.Structure):
         ),
         _PARALLEL,
         *(
-            (name, _Tensor)
+            (name, CTensor)
             for name in ("q", "key", "value", "out", "log_decay", "key_mask", "cos", "sin")
         ),
         *((name, _FLOATS) for name in ("denominator", "kv_in", "k_sum_in", "kv_out", "k_sum_out")),
-        *((name, _Tensor) for name in ("grad_out", "grad_q", "grad_key", "grad_value")),
+        *((name, CTensor) for name in ("grad_out", "grad_q", "grad_key", "grad_value")),
         *(
             (name, _FLOATS)
             for name in (
@@ -67,7 +66,7 @@ class _Step(ctypes.Structure):
         ),
         _PARALLEL,
         *(
-            (name, _Tensor)
+            (name, CTensor)
             for name in ("q", "key", "value", "out", "log_decay", "cos", "sin")
         ),
         *((name, _FLOATS) for name in ("kv_in", "k_sum_in", "kv_out", "k_sum_out")),
@@ -93,7 +92,7 @@ def forward(
     call = _inputs(keep, q, k, v, log_decay, key_mask, cos, sin, kv, k_sum)
     call.is_elu, call.is_normalized, call.is_causal = is_elu, is_normalized, is_causal
     out, denominator, kv_out, k_sum_out = outputs(q, k, v)
-    call.out, call.denominator = _by_head(out), denominator.data_ptr()
+    call.out, call.denominator = by_head(out), denominator.data_ptr()
     call.kv_out, call.k_sum_out = kv_out.data_ptr(), k_sum_out.data_ptr()
     if q.numel():
         library.call("linear_forward", call)
@@ -123,19 +122,19 @@ def backward(
     keep: list[Tensor] = []
     call = _inputs(keep, q, k, v, log_decay, key_mask, cos, sin, kv, k_sum)
     call.is_elu, call.is_normalized, call.is_causal = is_elu, is_normalized, is_causal
-    call.out, call.grad_out = _by_head(_rows(keep, out)), _by_head(_rows(keep, grad_out))
+    call.out, call.grad_out = by_head(whole_rows(keep, out)), by_head(whole_rows(keep, grad_out))
     call.denominator = denominator.data_ptr()
-    call.grad_kv_out = _pointer(keep, grad_kv)
-    call.grad_k_sum_out = _pointer(keep, grad_k_sum)
+    call.grad_kv_out = pointer(keep, grad_kv)
+    call.grad_k_sum_out = pointer(keep, grad_k_sum)
     grad_q, grad_k, grad_v = empty_rows(q), empty_rows(k), empty_rows(v)
-    call.grad_q, call.grad_key, call.grad_value = map(_by_head, (grad_q, grad_k, grad_v))
+    call.grad_q, call.grad_key, call.grad_value = map(by_head, (grad_q, grad_k, grad_v))
     grad_decay = None if log_decay is None else torch.zeros_like(denominator)
     grad_state = [
         None if x is None else torch.zeros_like(x, memory_format=torch.contiguous_format)
         for x in (kv, k_sum)
     ]
-    call.grad_log_decay = _pointer(keep, grad_decay)
-    call.grad_kv_in, call.grad_k_sum_in = (_pointer(keep, x) for x in grad_state)
+    call.grad_log_decay = pointer(keep, grad_decay)
+    call.grad_kv_in, call.grad_k_sum_in = (pointer(keep, x) for x in grad_state)
     if q.numel():
         library.call("linear_backward", call)
     return grad_q, grad_k, grad_v, grad_decay, grad_state[0], grad_state[1]
@@ -169,16 +168,16 @@ def step(
     call.threads = library.usable_threads() if kv.numel() > 100_000 else 1
     call.parallel = library.parallel()
     out = v.new_empty(v.shape)
-    call.q, call.key, call.value = (_token(_rows(keep, x)) for x in (q, k, v))
-    call.out = _token(out)
+    call.q, call.key, call.value = (token(whole_rows(keep, x)) for x in (q, k, v))
+    call.out = token(out)
     if log_decay is not None:
         log_decay = log_decay.float()
         keep.append(log_decay)
-        call.log_decay = _Tensor(log_decay.data_ptr(), *log_decay.stride(), 0)
+        call.log_decay = CTensor(log_decay.data_ptr(), *log_decay.stride(), 0)
     if cos is not None and sin is not None:
-        cos, sin = _rows(keep, cos.float()), _rows(keep, sin.float())
-        call.cos = _Tensor(cos.data_ptr(), cos.stride(0), 0, 0)
-        call.sin = _Tensor(sin.data_ptr(), sin.stride(0), 0, 0)
+        cos, sin = whole_rows(keep, cos.float()), whole_rows(keep, sin.float())
+        call.cos = CTensor(cos.data_ptr(), cos.stride(0), 0, 0)
+        call.sin = CTensor(sin.data_ptr(), sin.stride(0), 0, 0)
     call.kv_in, call.k_sum_in = kv.data_ptr(), k_sum.data_ptr()
     call.kv_out, call.k_sum_out = kv_out.data_ptr(), k_sum_out.data_ptr()
     if q.numel():
@@ -238,42 +237,14 @@ def _inputs(
     work = q.numel() * (v.shape[3] + 64)
     call.threads = library.usable_threads() if work > 2_000_000 else 1
     call.parallel = library.parallel()
-    call.q, call.key, call.value = (_by_head(_rows(keep, x)) for x in (q, k, v))
+    call.q, call.key, call.value = (by_head(whole_rows(keep, x)) for x in (q, k, v))
     if log_decay is not None:
         log_decay = log_decay.float()
         keep.append(log_decay)
-        call.log_decay = _Tensor(log_decay.data_ptr(), *log_decay.stride())
+        call.log_decay = CTensor(log_decay.data_ptr(), *log_decay.stride())
     if key_mask is not None:
-        call.key_mask = _Tensor(key_mask.data_ptr(), key_mask.stride(0), 0, key_mask.stride(1))
+        call.key_mask = CTensor(key_mask.data_ptr(), key_mask.stride(0), 0, key_mask.stride(1))
     if cos is not None and sin is not None:
-        call.cos, call.sin = (_over_heads(_rows(keep, x.float())) for x in (cos, sin))
-    call.kv_in, call.k_sum_in = _pointer(keep, kv), _pointer(keep, k_sum)
+        call.cos, call.sin = (over_heads(whole_rows(keep, x.float())) for x in (cos, sin))
+    call.kv_in, call.k_sum_in = pointer(keep, kv), pointer(keep, k_sum)
     return call
-
-
-def _rows(keep: list[Tensor], x: Tensor) -> Tensor:
-    """Return x with rows that lie in one piece: itself, or a copy."""
-    if x.stride(-1) != 1 and x.shape[-1] != 1:
-        x = x.contiguous()
-    keep.append(x)
-    return x
-
-
-def _pointer(keep: list[Tensor], x: Tensor | None) -> int | None:
-    if x is None:
-        return None
-    x = x.contiguous()
-    keep.append(x)
-    return x.data_ptr()
-
-
-def _by_head(x: Tensor) -> _Tensor:
-    return _Tensor(x.data_ptr(), *x.stride()[:3])
-
-
-def _over_heads(x: Tensor) -> _Tensor:
-    return _Tensor(x.data_ptr(), x.stride(0), 0, x.stride(1))
-
-
-def _token(x: Tensor) -> _Tensor:
-    return _Tensor(x.data_ptr(), *x.stride()[:2], 0)

@@ -9,4 +9,6 @@
     F(linear_forward, subquad_linear)     \
     F(linear_backward, subquad_linear)    \
     F(linear_step, subquad_linear_step)   \
-    F(block_step, subquad_block_step)
+    F(block_step, subquad_block_step)     \
+    F(favor_forward, subquad_favor)       \
+    F(favor_map, subquad_favor_map)

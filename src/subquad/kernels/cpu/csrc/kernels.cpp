@@ -1,6 +1,8 @@
 // Every kernel of this directory, for the instruction set that SUBQUAD_ISA names.
 #include "block_step.h"
 #include "drive.h"
+#include "favor.h"
+#include "favor_map.h"
 #include "isa.h"
 #include "probe.h"
 #include "step.h"
@@ -31,5 +33,9 @@ SUBQUAD_ENTRY(linear_step, subquad_linear_step) {
 }
 
 SUBQUAD_ENTRY(block_step, subquad_block_step) { return run_block_step(*call); }
+
+SUBQUAD_ENTRY(favor_forward, subquad_favor) { return drive_favor(*call); }
+
+SUBQUAD_ENTRY(favor_map, subquad_favor_map) { return drive_favor_map(*call); }
 
 SUBQUAD_END

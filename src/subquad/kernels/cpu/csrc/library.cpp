@@ -17,7 +17,7 @@
 // Raise this with every change to what Python relies on: a function, or what a member means (its
 // size is looked at besides). library.py names the version that it was written for, and refuses
 // any other.
-constexpr int ABI_VERSION = 2;
+constexpr int ABI_VERSION = 3;
 
 #define SUBQUAD_DECLARE(name, type)                            \
     SUBQUAD_HIDDEN int subquad_##name##_baseline(const type*); \

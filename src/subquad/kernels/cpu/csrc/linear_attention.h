@@ -42,8 +42,8 @@ struct subquad_linear {
     float *grad_kv_in, *grad_k_sum_in;          // null: not wanted
 };
 
-// One token: q and key (B, H, K), value and out (B, H, V) as tensors whose time stride is not used; cos and sin
-// (B, K / 2). kv and k_sum are contiguous, and "out" may be the same memory as "in".
+// One token: q and key (B, H, K), value and out (B, H, V) as tensors whose time stride is not
+// used; cos and sin (B, K / 2). kv and k_sum are contiguous, and "out" may be the same memory as "in".
 struct subquad_linear_step {
     int64_t batch, heads, k, v;
     int32_t is_qk_bf16, is_v_bf16, is_elu, is_normalized, threads;
@@ -71,5 +71,29 @@ struct subquad_block_step {
     const float *cos, *sin;  // (B, K / 2); null: no rotation
     const float* x;
     float *y, *kv, *k_sum;
+};
+
+// FAVOR+ over all keys, forward; see ops/performer_bidirectional.py. q, key (B, H, T, K) and value (B, H, T, V).
+struct subquad_favor {
+    int64_t batch, heads, k, v, features, time, key_time;
+    int32_t is_qk_bf16, is_v_bf16, threads;
+    float half_scale;
+    void (*parallel)(void (*fn)(void*), void* argument, unsigned threads, unsigned flags);
+    subquad_tensor q, key, value, out;  // out is float32
+    subquad_tensor hidden;              // (B, H, T) bytes, 1 = hidden
+    const float* directions;            // (features, K), contiguous
+    float *means, *log_sums;            // s (B, H, features, V) and b (B, H, features), contiguous
+};
+
+// The features of causal FAVOR+; see ops/causal_features.py.
+struct subquad_favor_map {
+    int64_t batch, heads, k, features, time;
+    int32_t is_bf16, is_key, threads;
+    float half_scale;
+    void (*parallel)(void (*fn)(void*), void* argument, unsigned threads, unsigned flags);
+    subquad_tensor x, hidden;  // hidden as above
+    const float* directions;
+    const float* start;    // (B, H): the maximum so far, of keys alone
+    float *phi, *log_max;  // (B, H, T, features) and, of keys alone, (B, H, T); contiguous
 };
 }

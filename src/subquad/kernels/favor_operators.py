@@ -1,0 +1,52 @@
+"""FAVOR+ in C++ as operators of torch, forward alone: torch.compile keeps each as one call.
+
+What differentiates them stands with the torch form: ``ops/performer_bidirectional.py`` and
+``ops/causal_features.py``.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from subquad.kernels.cpu import favor
+
+_library: Any = torch.library.Library("subquad", "FRAGMENT")  # type: ignore[no-untyped-call]
+
+
+def _define(name: str, signature: str, forward: Any, fake: Any) -> Any:
+    _library.define(f"{name}{signature}")
+    _library.impl(name, forward, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"subquad::{name}", fake, lib=_library)
+    return getattr(torch.ops.subquad, name).default
+
+
+def _fake_attend(q: Tensor, k: Tensor, v: Tensor, directions: Tensor, *_: Any) -> Any:
+    return favor.attended(q, v, directions)
+
+
+def _fake_queries(q: Tensor, directions: Tensor) -> Tensor:
+    return directions.new_empty(*q.shape[:3], len(directions))
+
+
+def _fake_keys(k: Tensor, directions: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return _fake_queries(k, directions), directions.new_empty(k.shape[:3])
+
+
+ATTEND = _define(
+    "favor_attention_cpu",
+    "(Tensor q, Tensor k, Tensor v, Tensor directions, float half_scale, Tensor? hidden) -> "
+    "(Tensor, Tensor, Tensor)",
+    favor.attend,
+    _fake_attend,
+)
+MAP_QUERIES = _define(
+    "favor_queries_cpu", "(Tensor q, Tensor directions) -> Tensor", favor.map_queries, _fake_queries
+)
+MAP_KEYS = _define(
+    "favor_keys_cpu",
+    "(Tensor k, Tensor directions, float half_scale, Tensor start, Tensor? hidden) -> "
+    "(Tensor, Tensor)",
+    favor.map_keys,
+    _fake_keys,
+)
