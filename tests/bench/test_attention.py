@@ -53,7 +53,7 @@ def report_of(*rows):
 def test_all_mechanisms_are_measured_in_both_passes(is_causal):
     report = measured(is_causal=is_causal)
     found = {(r.what["mechanism"], r.what["pass"], r.what["seq_len"]) for r in report.rows}
-    names = {"softmax", "lsh-1", "local-256", "strided-128"}
+    names = {"softmax", "performer-256", "lsh-1", "local-256", "strided-128"}
     names |= {"linear-torch-32"} if is_causal else {"linear-torch", "linformer-256"}
     assert {
         (name, which, n)

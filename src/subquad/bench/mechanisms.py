@@ -28,6 +28,8 @@ from subquad.ops.linformer_attention import linformer_attention, linformer_atten
 from subquad.ops.local_attention import local_attention, local_attention_quadratic
 from subquad.ops.lsh_attention import lsh_attention
 from subquad.ops.lsh_definition import lsh_attention_quadratic
+from subquad.ops.performer_attention import performer_attention, performer_attention_quadratic
+from subquad.ops.random_features import RandomFeatures, SoftmaxKernel
 from subquad.ops.softmax_attention import softmax_attention, softmax_attention_quadratic
 from subquad.ops.strided_attention import strided_attention, strided_attention_quadratic
 
@@ -40,6 +42,7 @@ CHUNK_SIZES = (32, 64, 128, 256)
 ROUNDS = (1, 4, 8)  # of LSH attention, those of the paper's Figure 1
 NUM_BUCKETS, LSH_CHUNK = 64, 32
 WINDOW, STRIDE, NUM_SLOTS = 256, 128, 256
+NUM_FEATURES = 256  # of the Performer, as in the paper
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +95,10 @@ def mechanisms() -> dict[str, Mechanism]:
             )
             for impl, device in ((Impl.CPU, "cpu"), (Impl.TRITON, "cuda"))
         },
+        f"performer-{NUM_FEATURES}": Mechanism(
+            attend=_performer, definition=_performer_definition, cost=partial(_times, 4.0),
+            prepare=_features_for,
+        ),
         **{
             f"lsh-{rounds}": Mechanism(
                 attend=partial(_lsh, rounds=rounds),
@@ -164,6 +171,26 @@ def _linear_chunked(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, *, chunk_s
 
 def _linear(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, *, impl: Impl) -> Tensor:
     return linear_attention(q, k, v, is_causal=is_causal, impl=impl)
+
+
+def _performer(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
+    return performer_attention(q, k, v, is_causal=is_causal, features=_features_for(q))
+
+
+def _performer_definition(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
+    features = _features_for(q)
+    return performer_attention_quadratic(q, k, v, is_causal=is_causal, features=features)
+
+
+def _features_for(q: Tensor) -> RandomFeatures:
+    return _features(q.shape[3], q.device)
+
+
+@lru_cache(maxsize=1)
+def _features(head_dim: int, device: torch.device) -> RandomFeatures:
+    """Return FAVOR+'s directions, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    return SoftmaxKernel().draw(head_dim, NUM_FEATURES, generator=generator, device=device)
 
 
 def _lsh(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, *, rounds: int) -> Tensor:

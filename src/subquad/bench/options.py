@@ -114,6 +114,29 @@ class TrainOptions(TimingOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PerformerOptions:
+    """Sizes of the attention that ``bench performer`` times on the CPU; the batch is 1."""
+
+    lengths: tuple[int, ...] = (256, 512, 768, 1024, 2048, 4096)
+    heads: int = 8
+    head_dim: int = 64
+    num_features: int = 256
+    repetitions: int = 9
+    seconds: float = 20.0
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.lengths or sorted(set(self.lengths)) != list(self.lengths):
+            raise ValueError(f"lengths must rise and be at least one, got {list(self.lengths)}")
+        at_least(
+            1, lengths=self.lengths[0], heads=self.heads, head_dim=self.head_dim,
+            num_features=self.num_features, repetitions=self.repetitions, threads=self.threads,
+        )  # fmt: skip
+        if self.seconds <= 0:
+            raise ValueError(f"seconds must be above 0, got {self.seconds}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EncoderSize:
     """Input (batch_size, seq_len, d_model) of ``bench encoder``, and the encoder that takes it."""
 

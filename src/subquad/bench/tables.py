@@ -30,6 +30,7 @@ def tables(report: Report) -> list[Table]:
         "decode": _decode,
         "train": _train,
         "lsh-rounds": _lsh_rounds,
+        "performer": _performer,
     }
     found = makers[report.kind](report)
     if report.left_out:
@@ -233,6 +234,27 @@ def _lsh_rounds(report: Report) -> list[Table]:
             note="Error: norm of the difference of the outputs over the norm of the exact ones.",
         )
     ]
+
+
+def _performer(report: Report) -> list[Table]:
+    lines = [
+        (
+            str(row.what["pass"]),
+            str(row.what["seq_len"]),
+            str(row.what["what"]),
+            seconds(row.seconds.median),
+            _times(row, "faster_than_softmax"),
+            _times(row, "times_of"),
+            _share(row, "roofline_share"),
+        )
+        for row in report.rows
+    ]
+    header = ("pass", "T", "what", "time", "faster than softmax", "times of", "of the roofline")
+    note = (
+        "Times of: causal FAVOR+ over elu + 1 of as many features, and the recurrence with decay "
+        "over the one without."
+    )
+    return [Table(title="FAVOR+", header=header, rows=lines, note=note)]
 
 
 def _times(row: Row, key: str) -> str:

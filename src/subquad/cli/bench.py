@@ -11,6 +11,7 @@ from subquad.cli.bench_flags import (
     EncoderFlags,
     LshFlags,
     PeerFlags,
+    PerformerFlags,
     TrainFlags,
 )
 from subquad.cli.bench_output import progress_bar, show, write_figures
@@ -108,6 +109,14 @@ def _lsh_rounds(words: list[str]) -> int:
     return _run(flags, report, lambda p: measure_lsh_rounds(flags.options(), report, progress=p))
 
 
+def _performer(words: list[str]) -> int:
+    flags = _parse(PerformerFlags, words, "performer")
+    from subquad.bench.performer_speed import measure_performer, new_report
+
+    report = new_report(flags.options())
+    return _run(flags, report, lambda p: measure_performer(flags.options(), report, progress=p))
+
+
 def _compare(words: list[str]) -> int:
     named = [w for w in words if w.startswith("-")]
     free = [w for w in words if not w.startswith("-")]
@@ -132,13 +141,16 @@ BENCHMARKS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "train": ("the training step of a pixel model, mixers side by side", _train),
     "encoder": ("one forward pass of a whole encoder, linear beside softmax", _encoder),
     "lsh-rounds": ("the error of LSH attention against its rounds of hashing", _lsh_rounds),
+    "performer": ("FAVOR+ beside softmax, and beside as many features of elu + 1", _performer),
     "peers": ("the same attention by other packages that are installed", _peers),
     "compare": ("two result files, A.json B.json, side by side", _compare),
 }
 
 
 def _run(
-    flags: CommonFlags | LshFlags, report: "Report", measure: Callable[["Progress"], None]
+    flags: CommonFlags | LshFlags | PerformerFlags,
+    report: "Report",
+    measure: Callable[["Progress"], None],
 ) -> int:
     """Measure, then print and write what there is, whether or not it was interrupted."""
     from subquad.bench.tables import tables
@@ -165,7 +177,7 @@ def _run(
     return INTERRUPTED if report.interrupted else 0
 
 
-def _check_place(flags: CommonFlags | EncoderFlags | LshFlags) -> None:
+def _check_place(flags: CommonFlags | EncoderFlags | LshFlags | PerformerFlags) -> None:
     """Look for the GPU and make the folder before the minutes of measuring."""
     if flags.device == "cuda":
         import torch

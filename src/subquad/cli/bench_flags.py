@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from subquad.bench.lsh_options import LshOptions
 from subquad.bench.options import (
@@ -14,11 +14,13 @@ from subquad.bench.options import (
     DType,
     EncoderOptions,
     EncoderSize,
+    PerformerOptions,
     TrainOptions,
 )
 
 ATTENTION, DECODE, TRAIN = AttentionOptions(), DecodeOptions(), TrainOptions()
 ENCODER, SIZE, LSH = EncoderOptions(), EncoderSize(), LshOptions()
+PERFORMER = PerformerOptions()
 PEER_LENGTHS = ",".join(str(n) for n in POWERS if n <= 2**14)
 
 
@@ -227,6 +229,40 @@ class LshFlags:
             heads=self.heads, head_dim=self.head_dim, num_buckets=self.num_buckets,
             chunk_size=self.chunk_size, is_causal=not self.bidirectional, seed=self.seed,
             threads=self.threads, device=self.device,
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PerformerFlags:
+    """Options of bench performer."""
+
+    lengths: str = ",".join(str(n) for n in PERFORMER.lengths)
+    """Sequence lengths, rising, with commas between."""
+    heads: int = PERFORMER.heads
+    """Heads."""
+    head_dim: int = PERFORMER.head_dim
+    """Width of a head, for keys and values."""
+    num_features: int = PERFORMER.num_features
+    """Random features of a head."""
+    repetitions: int = PERFORMER.repetitions
+    """Rounds; in each, everything is timed once, in turn."""
+    seconds: float = PERFORMER.seconds
+    """Budget for the rounds of one setting; at least three rounds are made."""
+    threads: int | None = None
+    """Threads of torch (default: its own choice)."""
+    out: Path | None = None
+    """Write the numbers and the environment to this JSON file."""
+    device: ClassVar[str] = "cpu"
+
+    def __post_init__(self) -> None:
+        _check_out(self.out)
+
+    def options(self) -> PerformerOptions:
+        """Return them as the benchmark takes them."""
+        return PerformerOptions(
+            lengths=_numbers("--lengths", self.lengths), heads=self.heads, head_dim=self.head_dim,
+            num_features=self.num_features, repetitions=self.repetitions, seconds=self.seconds,
+            threads=self.threads,
         )  # fmt: skip
 
 

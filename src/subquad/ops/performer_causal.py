@@ -123,9 +123,10 @@ def _by_stretches(
     y = v.new_empty(v.shape[0], v.shape[2], v.shape[1], v.shape[3]).transpose(1, 2)
     for start in range(0, k.shape[2], STRETCH):
         now = slice(start, start + STRETCH)
-        parts = (x[:, :, now] for x in (q, k, v))
         mask = None if key_mask is None else key_mask[:, now]
-        y[:, :, now], state = performer_attention_chunked(*parts, state, key_mask=mask, **options)
+        y[:, :, now], state = performer_attention_chunked(
+            q[:, :, now], k[:, :, now], v[:, :, now], state, key_mask=mask, **options
+        )
     return y, state
 
 

@@ -26,6 +26,7 @@ MECHANISM_COLORS = {
     "lsh-4": "#cc79a7",
     "lsh-8": "#8f3f6d",
     "local-256": "#009e73",
+    "performer-256": "#d55e00",
     "strided-128": "#8a8f98",
     "linformer-256": "#e69f00",
 }

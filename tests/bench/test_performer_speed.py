@@ -1,0 +1,48 @@
+import pytest
+
+from subquad.bench.options import PerformerOptions
+from subquad.bench.performer_speed import measure_performer, new_report
+from subquad.bench.tables import tables
+from subquad.bench.timing import Progress
+
+TINY = {
+    "lengths": (16, 40), "heads": 1, "head_dim": 8, "num_features": 12, "repetitions": 3,
+    "threads": 1,
+}  # fmt: skip
+
+
+def test_ratios_are_those_of_the_times():
+    options = PerformerOptions(**TINY)
+    report, progress = new_report(options), Progress()
+    measure_performer(options, report, progress=progress)
+    assert progress.done == progress.total
+
+    def median(what, which, n):
+        return report.find(what=what, **{"pass": which}, seq_len=n).seconds.median
+
+    for which in ("forward", "forward+backward"):
+        for n in (16, 40):
+            row = report.find(what="performer", **{"pass": which}, seq_len=n)
+            faster = median("softmax", which, n) / row.seconds.median
+            assert row.more["faster_than_softmax"] == faster
+            assert ("roofline_share" in row.more) == (which == "forward")
+            row = report.find(what="performer, causal", **{"pass": which}, seq_len=n)
+            elu = median("elu + 1 of as many features", which, n)
+            assert row.more["times_of"] == row.seconds.median / elu
+            row = report.find(what="recurrence with decay", **{"pass": which}, seq_len=n)
+            without = median("recurrence", which, n)
+            assert row.more["times_of"] == row.seconds.median / without
+    assert len(tables(report)[0].rows) == 2 * 2 * 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lengths": (40, 16)}, "lengths must rise and be at least one, got"),
+        ({"num_features": 0}, "num_features must be at least 1, got 0"),
+        ({"seconds": 0.0}, "seconds must be above 0, got 0.0"),
+    ],
+)
+def test_errors(changes, message):
+    with pytest.raises(ValueError, match=message):
+        PerformerOptions(**{**TINY, **changes})
