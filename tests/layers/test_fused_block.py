@@ -1,6 +1,8 @@
 """A block's step in one native call: equal to ``step``, taken where it fits and nowhere else."""
 
 import copy
+import os
+import signal
 import threading
 
 import pytest
@@ -71,6 +73,27 @@ def test_equal_at_the_width_of_vectors_and_over_threads():
     mixer = LinearAttention(256, 8, is_causal=True)
     found, expected, *_ = both(Block(mixer, 256, 1024), 1, 3)
     assert_near(found, expected, 2e-6)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_after_a_fork():
+    torch.manual_seed(0)
+    block, x = Block(LinearAttention(256, 8, is_causal=True), 256, 1024), torch.randn(1, 256)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with torch.inference_mode():
+            take = fused_step(block, 1)
+            want = take(x, block.mixer.init_state(1))[0].numpy()
+            state = block.mixer.init_state(1)
+            if (child := os.fork()) == 0:
+                signal.alarm(60)  # ends a child that waits for its parent's threads
+                y = take(x, state)[0].numpy()
+                os._exit(0 if abs(y - want).max() < 1e-5 else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_rotary_steps_after_a_prefill_with_a_mask():
