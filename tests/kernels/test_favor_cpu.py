@@ -68,8 +68,9 @@ def test_all_keys_give_the_definition_and_its_gradients(sizes, masks, estimator,
 
 
 @pytest.mark.parametrize("heads", [1, 2, 4])
-def test_few_heads_share_out_time(heads, threads):
-    q, k, v = (draw(1, heads, 700, 16, seed=s) for s in range(3))
+@pytest.mark.parametrize("trains", [False, True])
+def test_few_heads_share_out_time(heads, trains, threads):
+    q, k, v = (draw(1, heads, 700, 16, seed=s).requires_grad_(trains) for s in range(3))
     features = features_of(16, 48)
     for is_causal in (False, True):
         y = performer_attention(q, k, v, features=features, is_causal=is_causal, impl=Impl.CPU)
@@ -113,10 +114,12 @@ def test_features_go_on_from_where_the_maximum_stood():
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
-def test_a_key_that_is_not_finite_gives_nan_where_it_is_seen(is_causal, threads):
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_key_that_is_not_finite_gives_nan_where_it_is_seen(is_causal, trains, threads):
     for bad in (torch.nan, torch.inf):
         q, k, v = (draw(1, 1, 600, 8, seed=s) for s in range(3))
         k[:, :, 300, 2] = bad
+        q.requires_grad_(trains)
         y = performer_attention(
             q, k, v, features=features_of(8, 40), is_causal=is_causal, impl=Impl.CPU
         )
@@ -124,14 +127,32 @@ def test_a_key_that_is_not_finite_gives_nan_where_it_is_seen(is_causal, threads)
         assert bool(y[:, :, :300].isnan().any()) != is_causal
 
 
-def test_the_past_stays_as_it_is_under_a_huge_future_token(threads):
+@pytest.mark.parametrize("trains", [False, True])
+def test_the_past_stays_as_it_is_under_a_huge_future_token(trains, threads):
     q, k, v = (draw(1, 1, 600, 8, seed=s) for s in range(3))
     features = features_of(8, 40)
-    before = performer_attention(q, k, v, features=features, is_causal=True, impl=Impl.CPU)
+    options = {"features": features, "is_causal": True, "impl": Impl.CPU}
+    before = performer_attention(q.clone().requires_grad_(trains), k, v, **options)
     for x in (q, k, v):
         x[:, :, 500] = 1e30
-    after = performer_attention(q, k, v, features=features, is_causal=True, impl=Impl.CPU)
+    after = performer_attention(q.clone().requires_grad_(trains), k, v, **options)
     assert torch.equal(before[:, :, :500], after[:, :, :500])
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_one_call_and_features_apart_agree_from_a_state_on(masks, threads, instruction_set):
+    q, k, v = (draw(2, 1, 700, 16, seed=s) for s in range(3))
+    features, mask = features_of(16, 40), None
+    if masks:
+        mask = torch.rand(2, 700, generator=torch.Generator().manual_seed(3)) > 0.4
+    past = performer_state(2, 1, 16, 16, features, q)
+    _, past = performer_attention_chunked(q, k, v, past, features=features)
+    options = {"features": features, "key_mask": mask, "impl": Impl.CPU}
+    found = performer_attention_chunked(q, k, v, past, **options)
+    wanted = performer_attention_chunked(q.clone().requires_grad_(), k, v, past, **options)
+    assert_near(found[0], wanted[0], 1e-5)
+    assert torch.equal(found[1].log_max, wanted[1].log_max)
+    assert_near(found[1].sums, wanted[1].sums, 1e-5)
 
 
 @pytest.mark.parametrize("factor", [30.0, 1e4])
@@ -165,6 +186,8 @@ def test_layouts_in_memory_and_bfloat16():
         )  # fmt: skip
         halves = [x.bfloat16() for x in (q, k, v)]
         y = performer_attention(*halves, impl=Impl.CPU, **options)
+        trained = performer_attention(*leaves(*halves), impl=Impl.CPU, **options)
+        assert_near(trained.float(), y.float(), 5e-3)
         wanted = performer_attention(*(x.float() for x in halves), impl=Impl.TORCH, **options)
         assert y.dtype == torch.bfloat16
         assert_near(y.float(), wanted, 5e-3)
@@ -183,8 +206,10 @@ class Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def operators_of(is_causal, impl, dtype=torch.float32, estimator=Estimator.POSITIVE):
-    q = draw(1, 2, 20, 8).to(dtype)
+def operators_of(
+    is_causal, impl, dtype=torch.float32, estimator=Estimator.POSITIVE, *, trains=False
+):
+    q = draw(1, 2, 20, 8).to(dtype).requires_grad_(trains)
     with Operators() as ran:
         performer_attention(
             q, q, q, features=features_of(8, 12, estimator), is_causal=is_causal, impl=impl
@@ -197,8 +222,11 @@ def test_which_kernel_runs():
     assert operators_of(False, Impl.TORCH) == set()
     assert operators_of(False, Impl.AUTO, torch.float64) == set()
     assert operators_of(False, Impl.AUTO, estimator=Estimator.TRIGONOMETRIC) == set()
-    causal = {"favor_queries_cpu", "favor_keys_cpu", "linear_attention_cpu"}
-    assert operators_of(True, Impl.CPU) == operators_of(True, Impl.AUTO) == causal
+    for impl in (Impl.CPU, Impl.AUTO):
+        assert operators_of(True, impl) == {"favor_attention_causal_cpu"}
+        assert operators_of(True, impl, trains=True) == {
+            "favor_queries_cpu", "favor_keys_cpu", "linear_attention_cpu",
+        }  # fmt: skip
     assert operators_of(True, Impl.TORCH) == set()
 
 

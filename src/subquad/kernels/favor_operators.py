@@ -40,6 +40,13 @@ ATTEND = _define(
     favor.attend,
     _fake_attend,
 )
+ATTEND_PAST = _define(
+    "favor_attention_causal_cpu",
+    "(Tensor q, Tensor k, Tensor v, Tensor directions, float half_scale, Tensor? key_mask, "
+    "Tensor kv, Tensor k_sum, Tensor log_max) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    favor.attend_past,
+    lambda q, k, v, directions, *_: favor.after_past(q, k, v, directions),
+)
 MAP_QUERIES = _define(
     "favor_queries_cpu", "(Tensor q, Tensor directions) -> Tensor", favor.map_queries, _fake_queries
 )

@@ -1,5 +1,6 @@
 """Which native form of FAVOR+, if any, takes a call; gradients are the torch form's in any case."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,19 +20,21 @@ def native_attention(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype, impl: 
         ValueError: if ``impl`` names a form that cannot take the call.
     """
 
-    def reasons() -> Reasons:
-        found = _reasons(q, dtype)
-        if q.dtype != k.dtype:
-            found.append(f"it needs q and k of one dtype, not {q.dtype} and {k.dtype}")
-        if v.dtype not in DTYPES:
-            found.append(f"it does not take v of {v.dtype}")
-        return found
-
     forms: dict[Impl, Any] = {
         Impl.TORCH: (None, no_reasons),
-        Impl.CPU: (favor_operators.ATTEND, reasons),
+        Impl.CPU: (favor_operators.ATTEND, partial(_attention_reasons, q, k, v, dtype)),
     }
     return resolve("FAVOR+ in both directions", impl, forms, q.device)
+
+
+def attends_past_natively(
+    q: Tensor, k: Tensor, v: Tensor, state: tuple[Tensor, ...], impl: Impl
+) -> bool:
+    """Say whether one C++ call does causal FAVOR+, features and sums; it has no gradient."""
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *state)):
+        return False
+    may = impl in (Impl.AUTO, Impl.CPU)
+    return may and not _attention_reasons(q, k, v, state[0].dtype)
 
 
 def maps_natively(x: Tensor, dtype: torch.dtype, impl: Impl) -> bool:
@@ -40,6 +43,15 @@ def maps_natively(x: Tensor, dtype: torch.dtype, impl: Impl) -> bool:
     ``impl`` is that of the sums over them, where it is checked.
     """
     return impl in (Impl.AUTO, Impl.CPU) and not _reasons(x, dtype)
+
+
+def _attention_reasons(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype) -> Reasons:
+    found = _reasons(q, dtype)
+    if q.dtype != k.dtype:
+        found.append(f"it needs q and k of one dtype, not {q.dtype} and {k.dtype}")
+    if v.dtype not in DTYPES:
+        found.append(f"it does not take v of {v.dtype}")
+    return found
 
 
 def _reasons(x: Tensor, dtype: torch.dtype) -> Reasons:

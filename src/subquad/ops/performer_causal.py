@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from subquad.kernels import favor_operators
 from subquad.kernels.dispatch import Impl
 from subquad.ops.causal_features import (
     directions_of,
@@ -29,6 +30,7 @@ from subquad.ops.feature_maps import no_autocast
 from subquad.ops.generalized_features import GeneralizedFeatures
 from subquad.ops.linear_attention import linear_attention_chunked, linear_attention_sums
 from subquad.ops.linear_state import LinearState
+from subquad.ops.native_favor import attends_past_natively
 from subquad.ops.native_linear_attention import Request, native_operator
 from subquad.ops.performer_options import Features, check_features, resolve_scale
 from subquad.ops.performer_state import (
@@ -39,6 +41,7 @@ from subquad.ops.performer_state import (
     is_tiny,
     tiny_to_zero,
 )
+from subquad.ops.random_features import RandomFeatures
 
 # Tokens whose features are made at once where no gradient is wanted: a few MB for 8 heads.
 STRETCH = 512
@@ -84,6 +87,12 @@ def performer_attention_chunked(
     check_qkv(q, k, v, is_causal=True)
     check_key_mask(key_mask, k, k.shape[0], k.shape[2])
     check_features(features, k, scale=scale, normalize=normalize, max_per_feature=max_per_feature)
+    if not isinstance(features, GeneralizedFeatures):
+        num_features = features.num_features(k.shape[3])
+        state = check_performer_state(state, num_features, k, v, max_per_feature=max_per_feature)
+        is_plain = chunk_size is None and not max_per_feature and features.nonnegative
+        if is_plain and attends_past_natively(q, k, v, state, impl):
+            return _attend_past(q, k, v, state, features, key_mask, scale)
     if k.shape[2] > STRETCH and not _must_be_whole(q, k, v, *state):
         return _by_stretches(
             q, k, v, state, key_mask=key_mask, features=features, scale=scale,
@@ -94,8 +103,7 @@ def performer_attention_chunked(
             q, k, v, state, features, key_mask=key_mask, normalize=normalize,
             chunk_size=chunk_size, impl=impl,
         )  # fmt: skip
-    num_features = features.num_features(k.shape[3])
-    state = check_performer_state(state, num_features, k, v, max_per_feature=max_per_feature)
+    assert isinstance(state, PerformerState)
     if chunk_size is not None:
         check_positive("chunk_size", chunk_size)
     with no_autocast(v):
@@ -108,6 +116,24 @@ def performer_attention_chunked(
         mapped = (phi_q, keys.phi, v, log_decay(keys.log_max, state.log_max))
         y, sums = _recur(*mapped, state.sums, key_mask, chunk_size, impl)
     return y, PerformerState(*sums, keys.log_max[:, :, -1])
+
+
+def _attend_past(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: PerformerState,
+    features: RandomFeatures,
+    key_mask: Tensor | None,
+    scale: float | None,
+) -> tuple[Tensor, PerformerState]:
+    """Do it in one C++ call, in which the features never reach memory."""
+    with no_autocast(v):
+        w = directions_of(features, resolve_scale(scale, k.shape[3]), state.kv.dtype)
+        y, denominator, *after = favor_operators.ATTEND_PAST(
+            q, k, v, w.rows, w.half_scale, key_mask, *state
+        )
+    return _without_tiny(y, denominator), PerformerState(*after)
 
 
 def _must_be_whole(*tensors: Tensor) -> bool:
@@ -152,11 +178,16 @@ def _recur(
     y, denominator, kv, k_sum = operator(
         phi_q, phi_k, v, decay, key_mask, None, None, *past, False, True, True
     )
+    return _without_tiny(y, denominator), LinearState(kv, k_sum)
+
+
+def _without_tiny(y: Tensor, denominator: Tensor) -> Tensor:
+    """Return outputs with 0 where the denominator is tiny."""
     tiny = is_tiny(denominator)
     # A pass over all outputs for what hardly ever happens; to look first takes a fraction of it.
     if tiny.device.type == "cpu" and not torch.compiler.is_compiling() and not tiny.any():
-        return y, LinearState(kv, k_sum)
-    return y.masked_fill(tiny.unsqueeze(-1), 0), LinearState(kv, k_sum)
+        return y
+    return y.masked_fill(tiny.unsqueeze(-1), 0)
 
 
 def _generalized(

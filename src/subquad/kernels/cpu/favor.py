@@ -13,6 +13,7 @@ from torch import Tensor
 
 from subquad.kernels.cpu import library
 from subquad.kernels.cpu.arguments import CTensor, by_head, pointer, whole_rows
+from subquad.kernels.cpu.linear_attention import linear_call, outputs
 
 _PARALLEL = ("parallel", ctypes.c_void_p)
 
@@ -77,6 +78,44 @@ def attended(q: Tensor, v: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, 
     out = directions.new_empty(batch, time, heads, v.shape[3]).transpose(1, 2)
     means = directions.new_empty(batch, heads, width, v.shape[3])
     return out, means, directions.new_empty(batch, heads, width)
+
+
+def attend_past(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    directions: Tensor,
+    half_scale: float,
+    key_mask: Tensor | None,
+    kv: Tensor,
+    k_sum: Tensor,
+    log_max: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Go on from kv (B, H, M, V), k_sum (B, H, M) and log_max (B, H) over all tokens, causally.
+
+    Returns out (B, H, T, V), the denominators (B, H, T), and the three behind the last token.
+    """
+    keep: list[Tensor] = []
+    call = linear_call(keep, q, k, v, None, key_mask, None, None, kv, k_sum)
+    call.is_normalized = call.is_causal = True
+    call.k, call.width, call.half_scale = len(directions), q.shape[3], half_scale
+    call.directions, call.log_max_in = pointer(keep, directions), pointer(keep, log_max)
+    out, denominator, kv_out, k_sum_out, log_max_out = after_past(q, k, v, directions)
+    call.out, call.denominator = by_head(out), denominator.data_ptr()
+    call.kv_out, call.k_sum_out = kv_out.data_ptr(), k_sum_out.data_ptr()
+    call.log_max_out = log_max_out.data_ptr()
+    if q.numel():
+        library.call("linear_forward", call)
+    return out, denominator, kv_out, k_sum_out, log_max_out
+
+
+def after_past(
+    q: Tensor, k: Tensor, v: Tensor, directions: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return empty tensors for what ``attend_past`` gives."""
+    phi = directions.new_empty(1).expand(*q.shape[:3], len(directions))  # for its shape alone
+    out, denominator, kv, k_sum = outputs(phi, phi, v)
+    return out, denominator, kv, k_sum, k_sum.new_empty(k_sum.shape[:2])
 
 
 def map_queries(q: Tensor, directions: Tensor) -> Tensor:

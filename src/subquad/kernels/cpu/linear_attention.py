@@ -52,6 +52,9 @@ class _Linear(ctypes.Structure):
                 "grad_log_decay", "grad_kv_out", "grad_k_sum_out", "grad_kv_in", "grad_k_sum_in",
             )
         ),
+        ("width", ctypes.c_int64),
+        *((name, _FLOATS) for name in ("directions", "log_max_in", "log_max_out")),
+        ("half_scale", ctypes.c_float),
     )  # fmt: skip
 
 
@@ -89,7 +92,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return out (B, H, Tq, V), denominator (B, H, Tq), and the state behind: kv and k_sum."""
     keep: list[Tensor] = []
-    call = _inputs(keep, q, k, v, log_decay, key_mask, cos, sin, kv, k_sum)
+    call = linear_call(keep, q, k, v, log_decay, key_mask, cos, sin, kv, k_sum)
     call.is_elu, call.is_normalized, call.is_causal = is_elu, is_normalized, is_causal
     out, denominator, kv_out, k_sum_out = outputs(q, k, v)
     call.out, call.denominator = by_head(out), denominator.data_ptr()
@@ -120,7 +123,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of q, k, v, log_decay, kv and k_sum; None where there is no input."""
     keep: list[Tensor] = []
-    call = _inputs(keep, q, k, v, log_decay, key_mask, cos, sin, kv, k_sum)
+    call = linear_call(keep, q, k, v, log_decay, key_mask, cos, sin, kv, k_sum)
     call.is_elu, call.is_normalized, call.is_causal = is_elu, is_normalized, is_causal
     call.out, call.grad_out = by_head(whole_rows(keep, out)), by_head(whole_rows(keep, grad_out))
     call.denominator = denominator.data_ptr()
@@ -214,7 +217,7 @@ def empty_rows(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2)
 
 
-def _inputs(
+def linear_call(
     keep: list[Tensor],
     q: Tensor,
     k: Tensor,
@@ -226,7 +229,7 @@ def _inputs(
     kv: Tensor | None,
     k_sum: Tensor | None,
 ) -> Any:
-    """Fill in what forward and backward share; ``keep`` holds copies as long as they are needed."""
+    """Return a call with what all forms share; ``keep`` holds copies as long as they are needed."""
     call: Any = _Linear()
     if q.shape[2] == 0 or k.shape[2] == 0:
         raise ValueError(f"q and k must have tokens, got {q.shape[2]} and {k.shape[2]}")

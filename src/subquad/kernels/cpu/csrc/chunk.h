@@ -176,6 +176,7 @@ class Reader {
     explicit Reader(const subquad_linear& call)
         : c(call), kw(padded(call.k)), vw(padded(call.v)) {}
 
+    bool ok() const { return true; }
     bool rotates() const { return c.cos.data != nullptr; }
     bool decays() const { return c.log_decay.data != nullptr; }
 
@@ -252,6 +253,10 @@ class Reader {
         rotate_row(from, cos + offset(c.cos, c.heads, head, t),
                    sin + offset(c.sin, c.heads, head, t), sign, int(c.k), kw, to);
     }
+
+    // For sources that go on from a maximum; see FavorReader.
+    void start(float) {}
+    float top() const { return 0; }
 
     const subquad_linear& c;
     const int kw, vw;  // widths of padded rows

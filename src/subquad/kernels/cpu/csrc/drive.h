@@ -2,6 +2,7 @@
 #pragma once
 
 #include "backward.h"
+#include "favor_reader.h"
 #include "segments.h"
 #include "team.h"
 
@@ -57,14 +58,36 @@ inline const float* of_head(const float* x, int64_t head, int64_t size) {
 }
 inline float* of_head(float* x, int64_t head, int64_t size) { return x ? x + head * size : nullptr; }
 
+// The maximum before each stretch of a head's keys, where they go on from one: FAVOR+.
+inline bool find_tops(const subquad_linear& c, const Segments& parts, float* tops) {
+    const int64_t heads = c.batch * c.heads, n = parts.count;
+    for (int64_t unit = 0; unit < heads * n; unit++)
+        tops[unit] = c.directions ? c.log_max_in[unit / n] : 0;
+    if (!c.directions || n == 1) return true;
+    const bool done = share_out<FavorReader>(c, heads * (n - 1), [&](FavorReader& r, int64_t unit) {
+        const int64_t head = unit / (n - 1), s = unit % (n - 1);
+        r.start(c.log_max_in[head]);
+        tops[head * n + s + 1] = r.highest(head, parts.begin(s), parts.end(s));
+    });
+    for (int64_t head = 0; head < heads; head++)
+        for (int64_t s = 1; s < n; s++)
+            tops[head * n + s] = higher(tops[head * n + s - 1], tops[head * n + s]);
+    return done;
+}
+
+template <class Worker>
 inline int drive_forward(const subquad_linear& c) {
     const int64_t heads = c.batch * c.heads, kw = padded(c.k), vw = padded(c.v);
     const Segments keys(c.key_time, stretches(c)), queries(c.time, stretches(c));
     const int64_t n = keys.count, last = c.is_causal ? n - 1 : n;
     Borders states(heads, n + 1, c.k * vw, kw);
-    if (!states.ok()) return SUBQUAD_OUT_OF_MEMORY;
-    bool done = share_out<Forward>(c, heads * last, [&](Forward& forward, int64_t unit) {
+    Scratch memory(size_t(heads * n));
+    if (!states.ok() || !memory.ok()) return SUBQUAD_OUT_OF_MEMORY;
+    float* tops = memory.take(0);
+    bool done = find_tops(c, keys, tops);
+    done = done && share_out<Worker>(c, heads * last, [&](Worker& forward, int64_t unit) {
         const int64_t head = unit / last, s = unit % last;
+        forward.source().start(tops[head * n + s]);
         states.decay(head, s + 1) =
             forward.sums(head, keys.begin(s), keys.end(s), states.at(head, s + 1));
     });
@@ -75,10 +98,12 @@ inline int drive_forward(const subquad_linear& c) {
         for (int64_t s = 0; s < last; s++) states.carry(head, s, s + 1);
     }
     done = done &&
-           share_out<Forward>(c, heads * queries.count, [&](Forward& forward, int64_t unit) {
+           share_out<Worker>(c, heads * queries.count, [&](Worker& forward, int64_t unit) {
                const int64_t head = unit / queries.count, s = unit % queries.count;
+               if (c.is_causal) forward.source().start(tops[head * n + s]);
                forward.outputs(head, queries.begin(s), queries.end(s),
                                states.at(head, c.is_causal ? s : n));
+               if (c.log_max_out && s == n - 1) c.log_max_out[head] = forward.source().top();
            });
     for (int64_t head = 0; head < heads; head++) {
         const State end = states.at(head, last);

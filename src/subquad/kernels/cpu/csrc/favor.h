@@ -36,7 +36,8 @@ class Favor {
     void add_keys(int64_t head, int64_t begin, int64_t end, KeySums s) {
         for (int64_t t = begin; t < end; t += TOKENS) {
             const int rows = int(smaller(TOKENS, end - t));
-            projection_.project(c_.key, c_.is_qk_bf16, c_.hidden, c_.heads, head, t, rows, size_);
+            projection_.project(c_.key, c_.is_qk_bf16, c_.heads, head, t, rows, size_,
+                                [&](int64_t i) { return is_set(c_.hidden, c_.heads, head, i); });
             for (int i = 0; i < rows; i++) size_[i] *= c_.half_scale;
             for (int i = 0; i < rows; i++) load_value(head, t + i, v_ + i * vw_);
             for (int j = 0; j < width_; j += LANES) weigh(rows, j, s);
@@ -74,7 +75,8 @@ class Favor {
         for (int64_t m = 0; m < c_.features; m++) level_[m] = s.top[m] - most;
         for (int64_t t = begin; t < end; t += TOKENS) {
             const int rows = int(smaller(TOKENS, end - t));
-            projection_.project(c_.q, c_.is_qk_bf16, {}, c_.heads, head, t, rows, size_);
+            projection_.project(c_.q, c_.is_qk_bf16, c_.heads, head, t, rows, size_,
+                                [](int64_t) { return false; });
             for (int i = 0; i < rows; i++)
                 sum_[i] = exp_row(projection_.u + i * width_, level_, width_);
             multiply(rows, s.values);
@@ -97,7 +99,7 @@ class Favor {
 
   private:
     void load_value(int64_t head, int64_t t, float* to) const {
-        if (Projection::is_hidden(c_.hidden, c_.heads, head, t))
+        if (is_set(c_.hidden, c_.heads, head, t))
             fill_zero(to, vw_);
         else
             load_row(c_.value.data, c_.is_v_bf16, offset(c_.value, c_.heads, head, t), int(c_.v),

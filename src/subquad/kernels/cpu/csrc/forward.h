@@ -10,9 +10,10 @@ struct State {
     float *kv, *k_sum;
 };
 
-class Forward {
+template <class Source>
+class ForwardFrom {
   public:
-    explicit Forward(const subquad_linear& call)
+    explicit ForwardFrom(const subquad_linear& call)
         : r_(call), c_(call), kw_(r_.kw), vw_(r_.vw),
           scratch_(size_t(CHUNK) * (5 * kw_ + 2 * vw_ + CHUNK + LANES) + kw_),
           q_(scratch_.take(CHUNK * kw_)),
@@ -23,7 +24,8 @@ class Forward {
           out_(scratch_.take(CHUNK * vw_)), scores_(scratch_.take(CHUNK * CHUNK)),
           partial_(scratch_.take(CHUNK * LANES)), local_(scratch_.take(kw_)) {}
 
-    bool ok() const { return scratch_.ok(); }
+    bool ok() const { return scratch_.ok() && r_.ok(); }
+    Source& source() { return r_; }
 
     // Outputs of queries [begin, end). Where causal, their keys are added to the state on the way.
     void outputs(int64_t head, int64_t begin, int64_t end, State state) {
@@ -158,7 +160,7 @@ class Forward {
                       Part::WHOLE, &ahead_);
     }
 
-    const Reader r_;
+    Source r_;
     const subquad_linear& c_;
     const int kw_, vw_;
     Scratch scratch_;
@@ -167,5 +169,7 @@ class Forward {
     Decay decay_;
     Ahead ahead_;
 };
+
+using Forward = ForwardFrom<Reader>;
 
 SUBQUAD_END

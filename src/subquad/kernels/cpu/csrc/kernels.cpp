@@ -22,7 +22,10 @@ SUBQUAD_ENTRY(probe, subquad_probe) {
     return SUBQUAD_DONE;
 }
 
-SUBQUAD_ENTRY(linear_forward, subquad_linear) { return drive_forward(*call); }
+SUBQUAD_ENTRY(linear_forward, subquad_linear) {
+    return call->directions ? drive_forward<ForwardFrom<FavorReader>>(*call)
+                            : drive_forward<Forward>(*call);
+}
 
 SUBQUAD_ENTRY(linear_backward, subquad_linear) { return drive_backward(*call); }
 

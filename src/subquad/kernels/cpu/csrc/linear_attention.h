@@ -40,6 +40,13 @@ struct subquad_linear {
     float* grad_log_decay;                      // (B, H, T), contiguous; null: not wanted
     const float *grad_kv_out, *grad_k_sum_out;  // null: zeros
     float *grad_kv_in, *grad_k_sum_in;          // null: not wanted
+
+    // Causal FAVOR+ forward alone (directions not null): q and key are (B, H, T, width), k is the number of
+    // features made of them, and the decay is that of the running maximum.
+    int64_t width;
+    const float *directions, *log_max_in;  // (k, width) and (B, H), contiguous
+    float* log_max_out;                    // (B, H)
+    float half_scale;
 };
 
 // One token: q and key (B, H, K), value and out (B, H, V) as tensors whose time stride is not

@@ -36,12 +36,13 @@ class Projection {
     const float* no_padding() const { return no_padding_; }
 
     // Fill ``u`` (rows, width) for tokens t .. t + rows, and |x|^2 of each into ``squares``, inf
-    // for a hidden one, whose u is 0.
-    void project(const subquad_tensor& x, bool is_bf16, const subquad_tensor& hidden, int64_t heads,
-                 int64_t head, int64_t t, int rows, float* squares) {
+    // where is_hidden(t), whose u is 0.
+    template <class IsHidden>
+    void project(const subquad_tensor& x, bool is_bf16, int64_t heads, int64_t head, int64_t t,
+                 int rows, float* squares, IsHidden is_hidden) {
         for (int i = 0; i < rows; i++) {
             float* row = x_ + i * kw_;
-            if (is_hidden(hidden, heads, head, t + i)) {
+            if (is_hidden(t + i)) {
                 fill_zero(row, kw_);
                 squares[i] = INFINITY;
                 continue;
@@ -59,11 +60,6 @@ class Projection {
         }
     }
 
-    static bool is_hidden(const subquad_tensor& hidden, int64_t heads, int64_t head, int64_t t) {
-        const auto* bytes = static_cast<const uint8_t*>(hidden.data);
-        return bytes && bytes[offset(hidden, heads, head, t)];
-    }
-
     const int width;  // of rows of u: the features, padded
 
   private:
@@ -74,6 +70,12 @@ class Projection {
   public:
     float* const u;
 };
+
+// Whether a byte is set for token t of a head; ``hidden`` may be not given.
+inline bool is_set(const subquad_tensor& hidden, int64_t heads, int64_t head, int64_t t) {
+    const auto* bytes = static_cast<const uint8_t*>(hidden.data);
+    return bytes && bytes[offset(hidden, heads, head, t)];
+}
 
 // The largest number of a row; NaN numbers may be passed over.
 inline float row_maximum(const float* x, int width) {
@@ -99,5 +101,63 @@ inline float exp_row(float* x, const float* level, int width) {
     for (int j = 0; j < LANES; j++) sum += total[j];
     return sum;
 }
+
+// The larger; NaN once there was one.
+inline float higher(float a, float b) { return a != a || a >= b ? a : b; }
+
+// Features of causal FAVOR+, row by row of what is projected. All columns beyond the features are 0.
+class CausalFeatures : public Projection {
+  public:
+    CausalFeatures(const float* directions, int64_t features, int64_t k, float half_scale)
+        : Projection(directions, features, k), half_scale_(half_scale) {}
+
+    // Softmax over features: a query's own factor cancels.
+    void query(int i, float* to) {
+        float* row = u + i * width;
+        const float sum = exp_row(row, no_padding(), width);
+        divide(row, sum, width, to);
+    }
+
+    // Below the maximum so far, ``top``; returns the maximum with this key.
+    float key(int i, float square, float top, float* to) {
+        float* row = u + i * width;
+        const float largest = maximum_of(row), own = largest - square * half_scale_;
+        top = higher(top, own);
+        // Not u - (size + top): where size is so large that largest is lost in it, rounding could
+        // make that positive.
+        const vf below = splat(largest + (top - own));
+        for (int j = 0; j < width; j += LANES)
+            store(to + j, exp_nonpositive(load(row + j) - below));
+        return top;
+    }
+
+    // What ``key`` returns, without the features.
+    float raise(int i, float square, float top) {
+        return higher(top, maximum_of(u + i * width) - square * half_scale_);
+    }
+
+  private:
+    // Of a row's features, NaN if one is not finite; the padding goes to -inf.
+    float maximum_of(float* row) const {
+        vf wrong{}, most = splat(-INFINITY);
+        for (int j = 0; j < width; j += LANES) {
+            vf x = load(row + j);
+            wrong += x - x;
+            if (j + LANES == width) {
+                x += load(no_padding() + j);
+                store(row + j, x);
+            }
+            most = maximum(most, x);
+        }
+        float none = 0, largest = most[0];
+        for (int j = 0; j < LANES; j++) {
+            none += wrong[j];
+            largest = most[j] > largest ? most[j] : largest;
+        }
+        return largest + none;
+    }
+
+    const float half_scale_;
+};
 
 SUBQUAD_END
