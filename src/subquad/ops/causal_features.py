@@ -5,6 +5,9 @@ become exp(l_tm - c_t), and the state decays by exp(c_{t-1} - c_t): ``ops/causal
 become softmax_m(u_tm): their own factor cancels. Every feature is at most 1 and no token's depend
 on a later one. c is a stabiliser and has no gradient; the outputs do not depend on it.
 
+Where no gradient is wanted one C++ call does all of this and the sums (``csrc/favor_reader.h``);
+else ``csrc/favor_map.h`` makes the features of float32 and bfloat16.
+
 Trigonometric features have signs, so of them the size alone, exp(|k|^2 / 2), is held below c.
 
 Axes: B batch, H heads, T time, K head width, M features, N heads of a tile, t tokens of a tile.
