@@ -1,4 +1,5 @@
 import errno
+import importlib.util
 import json
 import subprocess
 import sys
@@ -182,8 +183,9 @@ def test_the_program_itself_exits_with_the_code():
 def test_info_names_versions_forms_and_data(capsys):
     code, out, _ = outcome(capsys, "info")
     assert code == 0
-    for words in ("torch", "linear attention", "trained models", "embedded digits"):
+    for words in ("torch", "linear attention", "FAVOR+", "trained models", "embedded digits"):
         assert words in out
+    assert ("subquad[triton]" in out) == (importlib.util.find_spec("triton") is None)
 
 
 def test_a_trained_model_is_sampled_and_completed(trained, capsys):

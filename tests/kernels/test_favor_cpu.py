@@ -1,6 +1,7 @@
 """FAVOR+ in C++ against the definition in float64, and its features against formulas."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -139,14 +140,37 @@ def test_the_past_stays_as_it_is_under_a_huge_future_token(trains, threads):
     assert torch.equal(before[:, :, :500], after[:, :, :500])
 
 
+def test_the_largest_key_may_stand_in_the_first_stretch(threads):
+    q, k, v = (draw(1, 1, 700, 16, seed=s) for s in range(3))
+    k[:, :, 100:] *= 0.1
+    features = features_of(16, 40)
+    _, past = performer_attention_chunked(
+        q, k, v, performer_state(1, 1, 16, 16, features, q), features=features, impl=Impl.CPU
+    )
+    logs = features.log_features(k.double() / 2)  # of 16 ** -0.25 k
+    start = torch.full((1, 1), LOWEST)
+    w = features.projection / 2
+    _, log_max = favor.map_keys(k, w, 0.125, start, None)
+    assert_near(log_max[:, :, -1], past.log_max, 1e-6)
+    assert_near(log_max.double(), (logs + math.log(40) / 2).amax(-1).cummax(-1).values, 1e-5)
+    for trains in (False, True):
+        y = performer_attention(
+            q.clone().requires_grad_(trains), k, v, features=features, is_causal=True, impl=Impl.CPU
+        )
+        wanted = performer_attention_quadratic(
+            q.double(), k.double(), v.double(), features=float64_features(features), is_causal=True
+        )
+        assert_near(y.double(), wanted, 1e-5)
+
+
 @pytest.mark.parametrize("masks", [False, True])
 def test_one_call_and_features_apart_agree_from_a_state_on(masks, threads, instruction_set):
-    q, k, v = (draw(2, 1, 700, 16, seed=s) for s in range(3))
+    q, k, v = (draw(1, 1, 700, 16, seed=s) for s in range(3))
     features, mask = features_of(16, 40), None
     if masks:
-        mask = torch.rand(2, 700, generator=torch.Generator().manual_seed(3)) > 0.4
-    past = performer_state(2, 1, 16, 16, features, q)
-    _, past = performer_attention_chunked(q, k, v, past, features=features)
+        mask = torch.rand(1, 700, generator=torch.Generator().manual_seed(3)) > 0.4
+    past = performer_state(1, 1, 16, 16, features, q)
+    _, past = performer_attention_chunked(q, 0.3 * k, v, past, features=features)
     options = {"features": features, "key_mask": mask, "impl": Impl.CPU}
     found = performer_attention_chunked(q, k, v, past, **options)
     wanted = performer_attention_chunked(q.clone().requires_grad_(), k, v, past, **options)

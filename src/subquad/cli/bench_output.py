@@ -32,7 +32,7 @@ def show(table: "Table") -> None:
     needed = shown.__rich_measure__(console(), console().options.update(max_width=WIDEST)).maximum
     has_long = any(len(cell) > LONG_CELL for row in table.rows for cell in row)
     width = console().width if has_long else max(console().width, needed)
-    Console(width=width, highlight=False).print(shown)
+    Console(width=width, highlight=False, markup=False).print(shown)
     if table.note:
         say(f"{table.note}\n")
 
