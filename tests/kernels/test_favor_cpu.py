@@ -39,7 +39,7 @@ def float64_features(features):
 @pytest.fixture(params=[1, 3], ids=["1 thread", "3 threads"])
 def threads(request, monkeypatch):
     """With more threads than heads time is cut; small calls would else stay on one thread."""
-    monkeypatch.setattr(library, "usable_threads", lambda: request.param)
+    monkeypatch.setattr(library, "threads_for", lambda work: request.param)
     return request.param
 
 

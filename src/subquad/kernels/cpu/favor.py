@@ -167,8 +167,7 @@ def _share(
     hidden: Tensor | None,
     numbers: int,
 ) -> None:
-    # A tiny call is done before a second thread is awake.
-    call.threads = library.usable_threads() if numbers * len(directions) > 2_000_000 else 1
+    call.threads = library.threads_for(numbers * len(directions))
     call.parallel = library.parallel()
     call.directions, call.half_scale = pointer(keep, directions), half_scale
     if hidden is not None:

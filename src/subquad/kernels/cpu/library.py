@@ -149,6 +149,14 @@ def usable_threads() -> int:
     return 1 if _is_forked else torch.get_num_threads()
 
 
+def threads_for(work: int) -> int:
+    """Return how many threads a kernel may use for so many multiply-adds, roughly counted.
+
+    A tiny call is done before a second thread is awake.
+    """
+    return usable_threads() if work > 2_000_000 else 1
+
+
 def _load_once() -> _Loaded:
     global _loaded
     if _loaded is None:

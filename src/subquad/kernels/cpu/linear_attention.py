@@ -236,9 +236,7 @@ def linear_call(
     call.batch, call.heads, call.time, call.k = q.shape
     call.key_time, call.v = k.shape[2], v.shape[3]
     call.is_qk_bf16, call.is_v_bf16 = q.dtype == torch.bfloat16, v.dtype == torch.bfloat16
-    # A tiny call is done before a second thread is awake.
-    work = q.numel() * (v.shape[3] + 64)
-    call.threads = library.usable_threads() if work > 2_000_000 else 1
+    call.threads = library.threads_for(q.numel() * (v.shape[3] + 64))
     call.parallel = library.parallel()
     call.q, call.key, call.value = (by_head(whole_rows(keep, x)) for x in (q, k, v))
     if log_decay is not None:
