@@ -69,17 +69,24 @@ def test_all_keys_give_the_definition_and_its_gradients(sizes, masks, estimator,
 
 
 @pytest.mark.parametrize("heads", [1, 2, 4])
-@pytest.mark.parametrize("trains", [False, True])
-def test_few_heads_share_out_time(heads, trains, threads):
-    q, k, v = (draw(1, heads, 700, 16, seed=s).requires_grad_(trains) for s in range(3))
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_few_heads_share_out_time(heads, is_causal, threads):
     features = features_of(16, 48)
-    for is_causal in (False, True):
-        y = performer_attention(q, k, v, features=features, is_causal=is_causal, impl=Impl.CPU)
-        wanted = performer_attention_quadratic(
-            q.double(), k.double(), v.double(), features=float64_features(features),
-            is_causal=is_causal,
-        )  # fmt: skip
-        assert_near(y.double(), wanted, 1e-5)
+    tensors = [draw(1, heads, 700, 16, seed=s) for s in range(3)]
+    inputs, wide = leaves(*tensors), leaves(*(x.double() for x in tensors))
+    options = {"features": features, "is_causal": is_causal, "impl": Impl.CPU}
+    y = performer_attention(*inputs, **options)
+    wanted = performer_attention_quadratic(
+        *wide, features=float64_features(features), is_causal=is_causal
+    )
+    assert_near(performer_attention(*tensors, **options).double(), wanted, 1e-5)
+    assert_near(y.double(), wanted, 1e-5)
+    weight = draw(1, 1, 700, 1, seed=7).expand_as(y)  # all of a row lie in one place
+    found = torch.autograd.grad((y * weight).sum(), inputs)
+    expected = torch.autograd.grad((wanted * weight).sum(), wide)
+    assert_near([x.double() for x in found], expected, 1e-5)
+    (found,) = torch.autograd.grad(performer_attention(*inputs, **options).sum(), inputs[2])
+    assert_near(found.sum(), torch.tensor(float(y.numel())), 1e-5)
 
 
 @pytest.mark.parametrize(("T", "K", "M"), [(1, 3, 5), (48, 64, 256), (700, 20, 50)])
@@ -212,6 +219,11 @@ def test_layouts_in_memory_and_bfloat16():
         y = performer_attention(*halves, impl=Impl.CPU, **options)
         trained = performer_attention(*leaves(*halves), impl=Impl.CPU, **options)
         assert_near(trained.float(), y.float(), 5e-3)
+        inputs, wide = leaves(*halves), leaves(*(x.float() for x in halves))
+        grads = torch.autograd.grad(performer_attention(*inputs, **options).sum(), inputs)
+        assert all(x.dtype == torch.bfloat16 for x in grads)
+        wanted = torch.autograd.grad(performer_attention(*wide, **options).sum(), wide)
+        assert_near([x.float() for x in grads[2:]], wanted[2:], 1e-2)
         wanted = performer_attention(*(x.float() for x in halves), impl=Impl.TORCH, **options)
         assert y.dtype == torch.bfloat16
         assert_near(y.float(), wanted, 5e-3)

@@ -1,4 +1,4 @@
-"""FAVOR+ in C++ as operators of torch, forward alone: torch.compile keeps each as one call.
+"""FAVOR+ in C++ as operators of torch: torch.compile keeps each as one call.
 
 What differentiates them stands with the torch form: ``ops/performer_bidirectional.py`` and
 ``ops/causal_features.py``.
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from subquad.kernels.cpu import favor
+from subquad.kernels.cpu.linear_attention import empty_rows
 
 _library: Any = torch.library.Library("subquad", "FRAGMENT")  # type: ignore[no-untyped-call]
 
@@ -39,6 +40,13 @@ ATTEND = _define(
     "(Tensor, Tensor, Tensor)",
     favor.attend,
     _fake_attend,
+)
+ATTEND_BACKWARD = _define(
+    "favor_attention_cpu_backward",
+    "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor directions, float half_scale, "
+    "Tensor? hidden, Tensor out, Tensor means, Tensor log_sums) -> (Tensor, Tensor, Tensor)",
+    favor.attend_backward,
+    lambda grad, q, k, v, *_: tuple(map(empty_rows, (q, k, v))),
 )
 ATTEND_PAST = _define(
     "favor_attention_causal_cpu",

@@ -1,4 +1,4 @@
-"""Which native form of FAVOR+, if any, takes a call; gradients are the torch form's in any case."""
+"""Which native form of FAVOR+, if any, takes a call."""
 
 from functools import partial
 from typing import Any
@@ -11,9 +11,11 @@ from subquad.kernels.cpu.linear_attention import DTYPES
 from subquad.kernels.dispatch import Impl, Reasons, no_reasons, resolve
 from subquad.ops.native_linear_attention import cpu_reasons, export_reasons
 
+OVER_ALL_KEYS = favor_operators.ATTEND, favor_operators.ATTEND_BACKWARD
+
 
 def native_attention(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype, impl: Impl) -> Any:
-    """Return the operator for FAVOR+ over all keys, or None for the torch form.
+    """Return the operators for FAVOR+ over all keys and its gradients, or None for the torch form.
 
     Raises:
         TypeError: if ``impl`` is no ``Impl``.
@@ -22,7 +24,7 @@ def native_attention(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype, impl: 
 
     forms: dict[Impl, Any] = {
         Impl.TORCH: (None, no_reasons),
-        Impl.CPU: (favor_operators.ATTEND, partial(_attention_reasons, q, k, v, dtype)),
+        Impl.CPU: (OVER_ALL_KEYS, partial(_attention_reasons, q, k, v, dtype)),
     }
     return resolve("FAVOR+ in both directions", impl, forms, q.device)
 

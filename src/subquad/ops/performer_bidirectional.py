@@ -13,7 +13,8 @@ is, each sum over keys divided by itself,
 max_m(u_im + b_m), so both sums that divide are at least 1. Where there is no valid key y_i = 0.
 
 The features never reach memory: they are made tile by tile, keys with a running maximum, and made
-again in the backward, which keeps only b and s. ``csrc/favor.h`` does the same in C++, forward.
+again in the backward, which keeps only b and s. ``csrc/favor.h`` and ``csrc/favor_backward.h`` do
+the same in C++.
 
 Axes: B batch, H heads, T time (Tq queries, Tk keys), K head width, M features, V value width,
 N heads of a tile, t tokens of a tile.
@@ -52,13 +53,13 @@ def positive_attention(
             no gradient.
         half_scale: half the scale: l_jm = w_m . k_j - half_scale |k_j|^2.
         key_mask: True = keep.
-        impl: where the outputs are computed; their gradients are torch's.
+        impl: where it is computed; see ``Impl``.
 
     Raises:
         TypeError: if ``impl`` is no ``Impl``.
         ValueError: if ``impl`` names a form that cannot take the call.
     """
-    operator = native_attention(q, k, v, directions.dtype, impl)
+    operators = native_attention(q, k, v, directions.dtype, impl) or (_attend, _differentiate)
     hidden = None if key_mask is None else ~key_mask[:, None].expand(-1, k.shape[1], -1)
     shape = (*q.shape[:3], v.shape[3])
     with no_autocast(q):
@@ -67,7 +68,7 @@ def positive_attention(
         else:
             q, k, wide_v, hidden = merge_batch(len(directions), q, k, v, hidden)
         y: Tensor = _PositiveAttention.apply(  # type: ignore[no-untyped-call]
-            q, k, wide_v, directions, half_scale, hidden, operator
+            q, k, wide_v, directions, half_scale, hidden, operators
         )
     return y.reshape(shape).to(v.dtype)
 
@@ -123,40 +124,23 @@ class _PositiveAttention(torch.autograd.Function):
         directions: Tensor,
         half_scale: float,
         hidden: Tensor | None,
-        operator: Any,
+        operators: tuple[Any, Any],
     ) -> Tensor:
-        if operator is None:
-            out, means, log_sums = _attend(q, k, v, directions, half_scale, hidden)
-        else:
-            out, means, log_sums = operator(q, k, v, directions, half_scale, hidden)
-        ctx.save_for_backward(q, k, v, directions, hidden, means, log_sums, out)
+        attend, ctx.differentiate = operators
+        out: Tensor
+        out, means, log_sums = attend(q, k, v, directions, half_scale, hidden)
+        ctx.save_for_backward(q, k, v, directions, hidden, out, means, log_sums)
         ctx.half_scale = half_scale
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, directions, hidden, means, log_sums, out = ctx.saved_tensors
-        width = len(directions)
-        grad_q = torch.empty_like(q, memory_format=torch.contiguous_format)
-        grad_k = torch.empty_like(k, memory_format=torch.contiguous_format)
-        grad_v = torch.empty_like(v, memory_format=torch.contiguous_format)
-        grad_means, grad_sums = torch.zeros_like(means), torch.zeros_like(log_sums)
+        q, k, v, directions, hidden, *rest = ctx.saved_tensors
         # A backward called under autocast would narrow these products.
         with no_autocast(q):
-            for group in groups(q, width):
-                _query_gradients(
-                    q, out, grad, directions, means[group], log_sums[group], group,
-                    grad_q, grad_means[group], grad_sums[group],
-                )  # fmt: skip
-            # Of l_jm: weight * (dv . grad s + grad b - s . grad s), the softmax's own backward.
-            level = (grad_sums - (grad_means * means).sum(-1)).unsqueeze(2)
-            for group in groups(k, width):
-                _key_gradients(
-                    k, v, hidden, directions, ctx.half_scale, log_sums[group], level[group],
-                    grad_means[group], group, grad_k, grad_v,
-                )  # fmt: skip
-        return grad_q, grad_k, grad_v, None, None, None, None
+            grads = ctx.differentiate(grad, q, k, v, directions, ctx.half_scale, hidden, *rest)
+        return *grads, None, None, None, None
 
 
 def _attend(
@@ -182,6 +166,39 @@ def _attend(
             p = _query_weights(rows(q, group, tokens, dtype), directions, log_sums[group])
             out[group[0], group[1], tokens] = torch.bmm(p, means[group])
     return out, means, log_sums
+
+
+def _differentiate(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    directions: Tensor,
+    half_scale: float,
+    hidden: Tensor | None,
+    out: Tensor,
+    means: Tensor,
+    log_sums: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of q, k and v."""
+    width = len(directions)
+    grad_q = torch.empty_like(q, memory_format=torch.contiguous_format)
+    grad_k = torch.empty_like(k, memory_format=torch.contiguous_format)
+    grad_v = torch.empty_like(v, memory_format=torch.contiguous_format)
+    grad_means, grad_sums = torch.zeros_like(means), torch.zeros_like(log_sums)
+    for group in groups(q, width):
+        _query_gradients(
+            q, out, grad, directions, means[group], log_sums[group], group,
+            grad_q, grad_means[group], grad_sums[group],
+        )  # fmt: skip
+    # Of l_jm: weight * (dv . grad s + grad b - s . grad s), the softmax's own backward.
+    level = (grad_sums - (grad_means * means).sum(-1)).unsqueeze(2)
+    for group in groups(k, width):
+        _key_gradients(
+            k, v, hidden, directions, half_scale, log_sums[group], level[group],
+            grad_means[group], group, grad_k, grad_v,
+        )  # fmt: skip
+    return grad_q, grad_k, grad_v
 
 
 def _sum_keys(

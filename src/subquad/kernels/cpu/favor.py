@@ -1,4 +1,4 @@
-"""FAVOR+ in C++ on CPU tensors, forward: what ctypes needs. Directions and sums are float32.
+"""FAVOR+ in C++ on CPU tensors: what ctypes needs. Directions and sums are float32.
 
 Axes: B batch, H heads, T time (Tq queries, Tk keys), K head width, M features, V value size.
 The mathematics: ``ops/performer_bidirectional.py`` and ``ops/causal_features.py``; the kernels:
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from subquad.kernels.cpu import library
 from subquad.kernels.cpu.arguments import CTensor, by_head, pointer, whole_rows
-from subquad.kernels.cpu.linear_attention import linear_call, outputs
+from subquad.kernels.cpu.linear_attention import empty_rows, linear_call, outputs
 
 _PARALLEL = ("parallel", ctypes.c_void_p)
 
@@ -32,6 +32,7 @@ class _Favor(ctypes.Structure):
         _PARALLEL,
         *((name, CTensor) for name in ("q", "key", "value", "out", "hidden")),
         *((name, ctypes.c_void_p) for name in ("directions", "means", "log_sums")),
+        *((name, CTensor) for name in ("grad_out", "grad_q", "grad_key", "grad_value")),
     )
 
 
@@ -58,17 +59,54 @@ def attend(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return out (B, H, Tq, V), means (B, H, M, V) and log_sums (B, H, M), all float32."""
     keep: list[Tensor] = []
+    call = _favor_call(keep, q, k, v, directions, half_scale, hidden)
+    out, means, log_sums = attended(q, v, directions)
+    call.out, call.means, call.log_sums = by_head(out), means.data_ptr(), log_sums.data_ptr()
+    if out.numel():
+        library.call("favor_forward", call)
+    return out, means, log_sums
+
+
+def attend_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    directions: Tensor,
+    half_scale: float,
+    hidden: Tensor | None,
+    out: Tensor,
+    means: Tensor,
+    log_sums: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of q, k and v, given that of ``out``."""
+    keep: list[Tensor] = []
+    call = _favor_call(keep, q, k, v, directions, half_scale, hidden)
+    call.out, call.grad_out = by_head(whole_rows(keep, out)), by_head(whole_rows(keep, grad))
+    call.means, call.log_sums = pointer(keep, means), pointer(keep, log_sums)
+    grads = empty_rows(q), empty_rows(k), empty_rows(v)
+    call.grad_q, call.grad_key, call.grad_value = map(by_head, grads)
+    if q.numel():
+        library.call("favor_backward", call)
+    return grads
+
+
+def _favor_call(
+    keep: list[Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    directions: Tensor,
+    half_scale: float,
+    hidden: Tensor | None,
+) -> Any:
     call: Any = _Favor()
     call.batch, call.heads, call.time, call.k = q.shape
     call.v, call.features, call.key_time = v.shape[3], len(directions), k.shape[2]
     call.is_qk_bf16, call.is_v_bf16 = q.dtype == torch.bfloat16, v.dtype == torch.bfloat16
     call.q, call.key, call.value = (by_head(whole_rows(keep, x)) for x in (q, k, v))
     _share(call, keep, directions, half_scale, hidden, q.numel() + k.numel())
-    out, means, log_sums = attended(q, v, directions)
-    call.out, call.means, call.log_sums = by_head(out), means.data_ptr(), log_sums.data_ptr()
-    if out.numel():
-        library.call("favor_forward", call)
-    return out, means, log_sums
+    return call
 
 
 def attended(q: Tensor, v: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:

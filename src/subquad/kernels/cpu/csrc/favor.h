@@ -14,6 +14,15 @@ struct KeySums {
     float *top, *total, *values;
 };
 
+// A row of values, 0 where hidden.
+inline void load_value(const subquad_favor& c, int64_t head, int64_t t, float* to) {
+    if (is_set(c.hidden, c.heads, head, t))
+        fill_zero(to, padded(c.v));
+    else
+        load_row(c.value.data, c.is_v_bf16, offset(c.value, c.heads, head, t), int(c.v),
+                 padded(c.v), to);
+}
+
 class Favor {
   public:
     explicit Favor(const subquad_favor& call)
@@ -39,7 +48,7 @@ class Favor {
             projection_.project(c_.key, c_.is_qk_bf16, c_.heads, head, t, rows, size_,
                                 [&](int64_t i) { return is_set(c_.hidden, c_.heads, head, i); });
             for (int i = 0; i < rows; i++) size_[i] *= c_.half_scale;
-            for (int i = 0; i < rows; i++) load_value(head, t + i, v_ + i * vw_);
+            for (int i = 0; i < rows; i++) load_value(c_, head, t + i, v_ + i * vw_);
             for (int j = 0; j < width_; j += LANES) weigh(rows, j, s);
             product<true>(int(c_.features), vw_, rows, {projection_.u, 1, width_}, v_, vw_,
                           s.values, vw_);
@@ -79,7 +88,7 @@ class Favor {
                                 [](int64_t) { return false; });
             for (int i = 0; i < rows; i++)
                 sum_[i] = exp_row(projection_.u + i * width_, level_, width_);
-            multiply(rows, s.values);
+            deep_product(rows, vw_, int(c_.features), projection_.u, width_, s.values, out_);
             float* to = static_cast<float*>(c_.out.data);
             for (int i = 0; i < rows; i++) {
                 divide(out_ + i * vw_, sum_[i], vw_, out_ + i * vw_);
@@ -98,14 +107,6 @@ class Favor {
     }
 
   private:
-    void load_value(int64_t head, int64_t t, float* to) const {
-        if (is_set(c_.hidden, c_.heads, head, t))
-            fill_zero(to, vw_);
-        else
-            load_row(c_.value.data, c_.is_v_bf16, offset(c_.value, c_.heads, head, t), int(c_.v),
-                     vw_, to);
-    }
-
     // Of LANES features from j on: put the weights of ``rows`` keys in place of u, raise the top,
     // and bring the sums so far below the new one.
     void weigh(int rows, int j, KeySums s) {
@@ -130,20 +131,6 @@ class Favor {
         const int count = int(smaller(LANES, c_.features - j));
         for (int n = 0; n < count; n++)
             if (fade[n] != 1) scale(s.values + int64_t(j + n) * vw_, fade[n], vw_);
-    }
-
-    // out_ = weights times the means, in parts of the depth that fit the nearest cache.
-    void multiply(int rows, const float* means) {
-        constexpr int DEPTH = 64;
-        for (int m = 0; m < c_.features; m += DEPTH) {
-            const int depth = int(smaller(DEPTH, c_.features - m));
-            const Left weights{projection_.u + m, width_, 1};
-            const float* part = means + int64_t(m) * vw_;
-            if (m == 0)
-                product<false>(rows, vw_, depth, weights, part, vw_, out_, vw_);
-            else
-                product<true>(rows, vw_, depth, weights, part, vw_, out_, vw_);
-        }
     }
 
     const subquad_favor& c_;

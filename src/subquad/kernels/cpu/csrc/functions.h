@@ -11,4 +11,5 @@
     F(linear_step, subquad_linear_step)   \
     F(block_step, subquad_block_step)     \
     F(favor_forward, subquad_favor)       \
+    F(favor_backward, subquad_favor)      \
     F(favor_map, subquad_favor_map)

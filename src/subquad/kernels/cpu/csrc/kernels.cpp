@@ -2,6 +2,7 @@
 #include "block_step.h"
 #include "drive.h"
 #include "favor.h"
+#include "favor_backward.h"
 #include "favor_map.h"
 #include "isa.h"
 #include "probe.h"
@@ -38,6 +39,8 @@ SUBQUAD_ENTRY(linear_step, subquad_linear_step) {
 SUBQUAD_ENTRY(block_step, subquad_block_step) { return run_block_step(*call); }
 
 SUBQUAD_ENTRY(favor_forward, subquad_favor) { return drive_favor(*call); }
+
+SUBQUAD_ENTRY(favor_backward, subquad_favor) { return drive_favor_backward(*call); }
 
 SUBQUAD_ENTRY(favor_map, subquad_favor_map) { return drive_favor_map(*call); }
 

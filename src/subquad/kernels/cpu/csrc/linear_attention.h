@@ -80,7 +80,7 @@ struct subquad_block_step {
     float *y, *kv, *k_sum;
 };
 
-// FAVOR+ over all keys, forward; see ops/performer_bidirectional.py. q, key (B, H, T, K) and value (B, H, T, V).
+// FAVOR+ over all keys, forward and backward; see ops/performer_bidirectional.py. q, key (B, H, T, K) and value (B, H, T, V).
 struct subquad_favor {
     int64_t batch, heads, k, v, features, time, key_time;
     int32_t is_qk_bf16, is_v_bf16, threads;
@@ -90,6 +90,9 @@ struct subquad_favor {
     subquad_tensor hidden;              // (B, H, T) bytes, 1 = hidden
     const float* directions;            // (features, K), contiguous
     float *means, *log_sums;            // s (B, H, features, V) and b (B, H, features), contiguous
+
+    // Backward alone.
+    subquad_tensor grad_out, grad_q, grad_key, grad_value;  // grad_out is float32
 };
 
 // The features of causal FAVOR+; see ops/causal_features.py.

@@ -11,22 +11,61 @@ constexpr int TOKENS = 48;
 // few hundred features lie a power of two apart, where they would drive each other from the cache.
 constexpr int PANEL = VECTORS * LANES;
 
+// The right factor of products: a matrix (depth, width) packed in panels.
+class Panels {
+  public:
+    Panels(float* memory, int width, int depth) : packed_(memory), width_(width), depth_(depth) {}
+
+    // Take the transpose of (count, depth), whose rows are ``stride`` apart; the rest is 0.
+    void pack(const float* rows, int64_t count, int64_t stride) {
+        for (int p = 0; p < width_; p += PANEL) {
+            const int columns = int(smaller(PANEL, width_ - p));
+            float* to = packed_ + size_t(p) * depth_;
+            for (int l = 0; l < depth_; l++)
+                for (int j = 0; j < columns; j++)
+                    to[l * columns + j] = p + j < count ? rows[(p + j) * stride + l] : 0;
+        }
+    }
+
+    // u (rows, width) = x (rows, depth) times the matrix.
+    void times(const float* x, int x_stride, int rows, float* u) const {
+        for (int p = 0; p < width_; p += PANEL) {
+            const int columns = int(smaller(PANEL, width_ - p));
+            product<false>(rows, columns, depth_, {x, x_stride, 1}, packed_ + size_t(p) * depth_,
+                           columns, u + p, width_);
+        }
+    }
+
+  private:
+    float* packed_;
+    const int width_, depth_;
+};
+
+// out (rows, columns) = a (rows, depth) b, in parts of a great depth that fit the nearest cache.
+inline void deep_product(int rows, int columns, int depth, const float* a, int a_stride,
+                         const float* b, float* out) {
+    constexpr int PART = 64;
+    for (int l = 0; l < depth; l += PART) {
+        const int part = int(smaller(PART, depth - l));
+        const Left left{a + l, a_stride, 1};
+        const float* right = b + int64_t(l) * columns;
+        if (l == 0)
+            product<false>(rows, columns, part, left, right, columns, out, columns);
+        else
+            product<true>(rows, columns, part, left, right, columns, out, columns);
+    }
+}
+
 // Rows of one tensor in float32, and their products with all directions.
 class Projection {
   public:
     Projection(const float* directions, int64_t features, int64_t k)
-        : width(padded(features)), kw_(padded(k)), k_(int(k)),
-          scratch_(size_t(width) * k + size_t(TOKENS) * (kw_ + width) + width),
-          packed_(scratch_.take(size_t(width) * k)), x_(scratch_.take(size_t(TOKENS) * kw_)),
-          no_padding_(scratch_.take(width)), u(scratch_.take(size_t(TOKENS) * width)) {
+        : width(padded(features)), kw(padded(k)), k_(int(k)),
+          scratch_(size_t(width) * k + size_t(TOKENS) * (kw + width) + width),
+          packed_(scratch_.take(size_t(width) * k), width, k_), no_padding_(scratch_.take(width)),
+          x(scratch_.take(size_t(TOKENS) * kw)), u(scratch_.take(size_t(TOKENS) * width)) {
         if (!ok()) return;
-        for (int p = 0; p < width; p += PANEL) {
-            const int columns = int(smaller(PANEL, width - p));
-            for (int l = 0; l < k_; l++)
-                for (int j = 0; j < columns; j++)
-                    packed_[size_t(p) * k_ + l * columns + j] =
-                        p + j < features ? directions[(p + j) * k + l] : 0;
-        }
+        packed_.pack(directions, features, k);
         for (int j = 0; j < width; j++) no_padding_[j] = j < features ? 0 : -INFINITY;
     }
 
@@ -38,37 +77,34 @@ class Projection {
     // Fill ``u`` (rows, width) for tokens t .. t + rows, and |x|^2 of each into ``squares``, inf
     // where is_hidden(t), whose u is 0.
     template <class IsHidden>
-    void project(const subquad_tensor& x, bool is_bf16, int64_t heads, int64_t head, int64_t t,
+    void project(const subquad_tensor& from, bool is_bf16, int64_t heads, int64_t head, int64_t t,
                  int rows, float* squares, IsHidden is_hidden) {
         for (int i = 0; i < rows; i++) {
-            float* row = x_ + i * kw_;
+            float* row = x + i * kw;
             if (is_hidden(t + i)) {
-                fill_zero(row, kw_);
+                fill_zero(row, kw);
                 squares[i] = INFINITY;
                 continue;
             }
-            load_row(x.data, is_bf16, offset(x, heads, head, t + i), k_, kw_, row);
-            const vf square = dot(row, row, kw_);
+            load_row(from.data, is_bf16, offset(from, heads, head, t + i), k_, kw, row);
+            const vf square = dot(row, row, kw);
             float total = 0;
             for (int j = 0; j < LANES; j++) total += square[j];
             squares[i] = total;
         }
-        for (int p = 0; p < width; p += PANEL) {
-            const int columns = int(smaller(PANEL, width - p));
-            product<false>(rows, columns, k_, {x_, kw_, 1}, packed_ + size_t(p) * k_, columns,
-                           u + p, width);
-        }
+        packed_.times(x, kw, rows, u);
     }
 
-    const int width;  // of rows of u: the features, padded
+    const int width, kw;  // of rows of u, the features padded, and of x
 
   private:
-    const int kw_, k_;
+    const int k_;
     Scratch scratch_;
-    float *packed_, *x_, *no_padding_;
+    Panels packed_;
+    float* no_padding_;
 
   public:
-    float* const u;
+    float *const x, *const u;  // the tokens that were projected last, and their products
 };
 
 // Whether a byte is set for token t of a head; ``hidden`` may be not given.
