@@ -135,6 +135,14 @@ def test_a_key_that_is_not_finite_gives_nan_where_it_is_seen(is_causal, trains, 
         assert bool(y[:, :, :300].isnan().any()) != is_causal
 
 
+def test_a_key_whose_features_are_all_at_minus_infinity_gives_nan():
+    k = torch.zeros(1, 1, 3, 2)
+    k[0, 0, 1] = torch.inf
+    phi, _ = favor.map_keys(k, -torch.ones(1, 2), 0.5, torch.full((1, 1), LOWEST), None)
+    assert bool(phi[0, 0, 1].isnan())
+    assert float(phi[0, 0, 0]) == 1
+
+
 @pytest.mark.parametrize("trains", [False, True])
 def test_the_past_stays_as_it_is_under_a_huge_future_token(trains, threads):
     q, k, v = (draw(1, 1, 600, 8, seed=s) for s in range(3))
