@@ -14,7 +14,17 @@ _SOURCES = {
     "performer_attention": "subquad.ops.performer_attention",
     "softmax_attention": "subquad.ops.softmax_attention",
 }
-_SUBMODULES = ("compat", "data", "experiments", "layers", "models", "ops", "tasks", "testing")
+_SUBMODULES = (
+    "compat",
+    "data",
+    "experiments",
+    "layers",
+    "models",
+    "ops",
+    "pretrained",
+    "tasks",
+    "testing",
+)
 
 __all__ = ["attention_rows", "linear_attention", "performer_attention", "softmax_attention"]
 

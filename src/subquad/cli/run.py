@@ -112,7 +112,7 @@ def run_all(words: list[str]) -> int:
         folder = options.out / name
         results = _start(experiment, chosen, folder, ["subquad", "run-all", *words])
         show_results(results, folder)
-        if "rows" not in results:  # they stand side by side already
+        if not {"rows", "tables"} & set(results):  # they stand side by side already
             folders.setdefault(experiment.name, []).append(folder)
     from subquad.experiments.compare import compare_runs
 
@@ -139,6 +139,8 @@ def run_options(experiment: Experiment[Any], words: list[str]) -> tuple[Any, Run
         f"The defaults shown are those of --scale {scale}.",
         default=call(run=RunFlags(), experiment=preset),
     )
+    if not hasattr(preset, "train"):  # it measures, and trains nothing
+        return parsed.experiment, parsed.run
     try:
         options = resolve_duration(parsed.experiment, preset)
     except ValueError as error:
@@ -149,7 +151,8 @@ def run_options(experiment: Experiment[Any], words: list[str]) -> tuple[Any, Run
 
 def _check_training(options: Any) -> None:
     try:
-        train_config(options)
+        if hasattr(options, "train"):
+            train_config(options)
     except ValueError as error:
         raise UsageError(str(error)) from None
 
@@ -163,7 +166,8 @@ def show_estimate(rows: list[tuple[str, str, Json]]) -> None:
     for name, mixer, _ in rows:
         table.add_column(f"{name}\n{mixer}", justify="right")
     for label, key, scale, form in ESTIMATE_LINES:
-        table.add_row(label, *(format(cost[key] / scale, form) for _, _, cost in rows))
+        cells = [format(cost[key] / scale, form) if key in cost else "" for _, _, cost in rows]
+        table.add_row(label, *cells)
     console().print(table)
 
 
@@ -171,6 +175,9 @@ def show_results(results: Json, folder: Path) -> None:
     """Print the line that matters, or the table of rows, and where the rest is."""
     from subquad.experiments.report import number
 
+    if "tables" in results:
+        _show_tables(results, folder)
+        return
     if "rows" in results:
         _show_rows(results, folder)
         return
@@ -198,6 +205,17 @@ def _show_rows(results: Json, folder: Path) -> None:
         for line in lines:
             table.add_row(*line)
         console().print(table)
+    console().print(f"  report: {folder / 'report.html'}")
+
+
+def _show_tables(results: Json, folder: Path) -> None:
+    from subquad.bench.tables import Table
+    from subquad.cli.bench_output import show
+
+    for table in results["tables"]:
+        lines = [tuple(line) for line in table["lines"]]
+        note = table.get("note", "")
+        show(Table(title=table["title"], header=tuple(table["head"]), rows=lines, note=note))
     console().print(f"  report: {folder / 'report.html'}")
 
 

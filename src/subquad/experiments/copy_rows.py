@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from subquad.experiments.options import RowsOptions, suited_to
+from subquad.experiments.options import CopyRowsOptions, RowsOptions, suited_to
 from subquad.experiments.spec import Json
 from subquad.layers.registry import MixerFactory
 from subquad.models.language_model import DecoderLM
@@ -41,7 +41,7 @@ def language_model(
     )
 
 
-def copy_task(options: RowsOptions, mixer: str | MixerFactory, **shares: Any) -> CopyTask:
+def copy_task(options: CopyRowsOptions, mixer: str | MixerFactory, **shares: Any) -> CopyTask:
     """Return the copy task with a new model; ``shares`` as in ``language_model``."""
     model = language_model(
         options, mixer, vocab_size=options.num_symbols + 1, max_len=options.max_len, **shares

@@ -175,23 +175,14 @@ class CopyOptions(ScaleOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowsOptions(ScaleOptions):
-    """Options of the experiments that train many models, one a row; see row_options."""
+class TrainedRowsOptions(ScaleOptions):
+    """Options of the experiments that train many models, one a row."""
 
     seed: int = 0
     """Seed of the weights and of the sequences, the same in all rows."""
     device: Device = "auto"
     """auto takes the GPU where there is one."""
-    max_len: int
-    """Length of the sequences to copy."""
-    num_symbols: int = 10
-    """Symbols to copy, besides the separator."""
-    model: ModelOptions
     train: TrainOptions
-
-    def __post_init__(self) -> None:
-        at_least(self, "max_len", 8)
-        at_least(self, "num_symbols", 1)
 
     @property
     def mixer(self) -> str:
@@ -199,7 +190,28 @@ class RowsOptions(ScaleOptions):
         return "all"
 
 
-OptionsT = TypeVar("OptionsT", PixelOptions, CopyOptions, RowsOptions)
+@dataclass(frozen=True, kw_only=True)
+class RowsOptions(TrainedRowsOptions):
+    """Options of those whose models are new; see row_options."""
+
+    model: ModelOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyRowsOptions(RowsOptions):
+    """Options of those whose rows learn to copy."""
+
+    max_len: int
+    """Length of the sequences to copy."""
+    num_symbols: int = 10
+    """Symbols to copy, besides the separator."""
+
+    def __post_init__(self) -> None:
+        at_least(self, "max_len", 8)
+        at_least(self, "num_symbols", 1)
+
+
+OptionsT = TypeVar("OptionsT", PixelOptions, CopyOptions, RowsOptions, TrainedRowsOptions)
 
 
 def resolve_duration(options: OptionsT, preset: OptionsT) -> OptionsT:
@@ -223,7 +235,7 @@ def resolve_duration(options: OptionsT, preset: OptionsT) -> OptionsT:
     return options
 
 
-def train_config(options: ImageOptions | CopyOptions | RowsOptions) -> TrainConfig:
+def train_config(options: ImageOptions | CopyOptions | TrainedRowsOptions) -> TrainConfig:
     """Return the settings of the training loop.
 
     Raises:

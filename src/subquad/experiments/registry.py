@@ -9,6 +9,12 @@ from subquad.experiments import (
     feature_maps,
     hybrid_share,
     mnist_pixels,
+    performer_approximation,
+    performer_kernels,
+    performer_protein,
+    performer_speed,
+    performer_text,
+    performer_transfer,
 )
 from subquad.experiments.spec import Experiment, MixerName
 
@@ -21,6 +27,12 @@ EXPERIMENTS: dict[str, Experiment[Any]] = {
         compare_copy.EXPERIMENT,
         feature_maps.EXPERIMENT,
         hybrid_share.EXPERIMENT,
+        performer_approximation.EXPERIMENT,
+        performer_speed.EXPERIMENT,
+        performer_protein.EXPERIMENT,
+        performer_kernels.EXPERIMENT,
+        performer_text.EXPERIMENT,
+        performer_transfer.EXPERIMENT,
     )
 }
 
@@ -46,5 +58,13 @@ GROUPS: dict[str, tuple[tuple[str, MixerName], ...]] = {
         ("mnist-pixels", "lsh-4"),
         ("mnist-pixels", "hybrid"),
         ("mnist-pixels", "local"),
+    ),
+    "performer": (
+        ("performer-approximation", "performer"),
+        ("performer-speed", "performer"),
+        ("performer-protein", "performer"),
+        ("performer-transfer", "performer"),
+        ("performer-kernels", "performer"),
+        ("performer-text", "performer"),
     ),
 }

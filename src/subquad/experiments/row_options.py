@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from subquad.experiments.options import ImageData, RowsOptions, at_least
+from subquad.experiments.options import CopyRowsOptions, ImageData, at_least
 from subquad.experiments.spec import MIXER_HELP
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareCopyOptions(RowsOptions):
+class CompareCopyOptions(CopyRowsOptions):
     """Options of compare-copy."""
 
     mixers: str
@@ -29,7 +29,7 @@ class CompareCopyOptions(RowsOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureMapsOptions(RowsOptions):
+class FeatureMapsOptions(CopyRowsOptions):
     """Options of feature-maps; --max-steps and --minutes are those of a row."""
 
     image_steps: int
@@ -50,7 +50,7 @@ class FeatureMapsOptions(RowsOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HybridShareOptions(RowsOptions):
+class HybridShareOptions(CopyRowsOptions):
     """Options of hybrid-share."""
 
     num_pairs: int

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from subquad.experiments.options import RowsOptions
+from subquad.experiments.options import TrainedRowsOptions
 from subquad.experiments.run_folder import RESULTS, open_folder
 from subquad.experiments.spec import Json, Say
 from subquad.experiments.train import training_results
@@ -56,7 +56,7 @@ def as_file_name(words: str) -> str:
 
 
 def run_rows(
-    experiment: str, rows: Sequence[Row], options: RowsOptions, folder: Path, say: Say
+    experiment: str, rows: Sequence[Row], options: TrainedRowsOptions, folder: Path, say: Say
 ) -> list[Json]:
     """Train what is not trained yet, and return the results of all rows.
 
@@ -115,7 +115,7 @@ def write_figure(folder: Path, file: str, figure: Any) -> None:
     atomic_write_bytes(folder / file, png_bytes(figure))
 
 
-def _options_of(row: Row, options: RowsOptions) -> Any:
+def _options_of(row: Row, options: TrainedRowsOptions) -> Any:
     """Return the options with the row's name among them: a folder belongs to one row."""
     kind = dataclasses.make_dataclass(
         "RowOptions", [("row", str)], bases=(type(options),), frozen=True, kw_only=True

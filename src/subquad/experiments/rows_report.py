@@ -12,6 +12,14 @@ from subquad.files import atomic_write_bytes
 COLUMNS = (
     ("test {unit}", "test"),
     ("share right", "test_accuracy"),
+    ("perplexity", "test_perplexity"),
+    ("share right, held-out families", "held_out_accuracy"),
+    ("perplexity, held-out families", "held_out_perplexity"),
+    ("paper: share right", "paper_accuracy"),
+    ("paper: perplexity", "paper_perplexity"),
+    ("paper: share right, held-out", "paper_held_out_accuracy"),
+    ("paper: perplexity, held-out", "paper_held_out_perplexity"),
+    ("share right at the swap", "accuracy_at_swap"),
     ("distance from softmax", "distance"),
     ("features a head", "num_features"),
     ("softmax heads, %", "softmax_percent"),
@@ -19,10 +27,14 @@ COLUMNS = (
     ("parameters", "parameters"),
     ("steps", "steps"),
     ("minutes", "minutes"),
+    ("seconds a step", "seconds_per_step"),
     ("sequences a second", "train_sequences_per_second"),
     ("images a second", "train_images_per_second"),
 )
-FIRST = ("test", "test_accuracy", "distance", "num_features", "state_bytes", "minutes")
+FIRST = (
+    "test", "test_accuracy", "held_out_accuracy", "distance", "num_features", "state_bytes",
+    "minutes",
+)  # fmt: skip
 
 
 def write_rows_report(

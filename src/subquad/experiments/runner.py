@@ -21,6 +21,7 @@ from subquad.experiments.run_folder import (
     read_json,
 )
 from subquad.experiments.spec import Experiment, Json, Say
+from subquad.experiments.tables_report import write_tables_report
 from subquad.files import atomic_write_bytes, atomic_write_json
 
 
@@ -33,7 +34,8 @@ def run_experiment(
         ValueError: if the folder belongs to another run, or an option is out of its range.
         OSError: if the folder cannot be written, or data is missing.
     """
-    train_config(options)  # refuses what is out of range while there is no folder yet
+    if hasattr(options, "train"):
+        train_config(options)  # refuses what is out of range while there is no folder yet
     found = open_folder(folder, experiment.name, options)
     if found is not None:
         return found
@@ -56,7 +58,10 @@ def run_experiment(
         "config": as_json(options),
     }
     name = experiment.name
-    if "rows" in results:
+    if "tables" in results:
+        title = f"{name}, {options.scale} scale"
+        write_tables_report(folder / "report.html", title=title, results=results, **page)
+    elif "rows" in results:
         title = f"{name}, {options.scale} scale"
         write_rows_report(folder / "report.html", title=title, results=results, **page)
     else:

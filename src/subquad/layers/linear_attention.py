@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from subquad.kernels.dispatch import Impl, check_impl
 from subquad.layers.attention_rows import Attended
+from subquad.layers.context import context_heads, query_heads
 from subquad.layers.frozen import frozen
 from subquad.layers.heads import Heads, RotaryPositions, check_causal, check_step
 from subquad.layers.mixer import CuSeqlens, KeyMask, Token, Tokens
 from subquad.ops.checks import check_positive
+from subquad.ops.context_state import attend_linear_context, linear_context
 from subquad.ops.feature_maps import FeatureMap, check_normalize, elu_plus_one, no_autocast
 from subquad.ops.fused_linear_attention import (
     attend_all,
@@ -233,4 +235,17 @@ class LinearCrossAttention(nn.Module):
             *self.heads.split_cross(x, context), feature_map=self.feature_map, key_mask=key_mask,
             normalize=self.normalize, impl=self.impl,
         )  # fmt: skip
+        return self.heads.merge(y)
+
+    def context_state(
+        self, context: Float[Tensor, "B S C"], *, key_mask: Bool[Tensor, "B S"] | None = None
+    ) -> LinearState:
+        """Return the sums over a context, of a size that does not grow with it."""
+        k, v = context_heads(self.heads, context, key_mask)
+        return linear_context(k, v, feature_map=self.feature_map, key_mask=key_mask)
+
+    def attend_state(self, x: Tokens, state: LinearState) -> Tokens:
+        """Mix (B, T, D) with the context of ``state``, as ``forward`` does."""
+        q = query_heads(self.heads, x, len(state.k_sum))
+        y = attend_linear_context(q, state, feature_map=self.feature_map, normalize=self.normalize)
         return self.heads.merge(y)

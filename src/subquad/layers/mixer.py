@@ -56,10 +56,24 @@ class CausalMixer(Mixer, Protocol):
 
 
 class CrossMixer(Protocol):
-    """Let tokens see another sequence, (B, S, D_context)."""
+    """Let tokens see another sequence, (B, S, D_context).
+
+    To decode from one context, token by token, it is read once: ``attend_state`` on the state that
+    ``context_state`` gives is the call on the context.
+    """
 
     def __call__(
         self, x: Tokens, context: Float[Tensor, "B S C"], *, key_mask: KeyMask | None = None
     ) -> Tokens:
         """Return the tokens mixed with ``context``; ``key_mask`` (B, S) belongs to the context."""
+        ...
+
+    def context_state(
+        self, context: Float[Tensor, "B S C"], *, key_mask: KeyMask | None = None
+    ) -> Any:
+        """Return what is kept of a context."""
+        ...
+
+    def attend_state(self, x: Tokens, state: Any) -> Tokens:
+        """Return the tokens mixed with the context of ``state``, which stays as it is."""
         ...

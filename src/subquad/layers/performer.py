@@ -12,11 +12,18 @@ from torch import Tensor, nn
 
 from subquad.kernels.dispatch import Impl, check_impl
 from subquad.layers.attention_rows import Attended
+from subquad.layers.context import context_heads, query_heads
 from subquad.layers.drawn_features import DrawnFeatures, Kernel
 from subquad.layers.frozen import frozen
 from subquad.layers.heads import Heads, RotaryPositions, check_causal, check_step
 from subquad.layers.mixer import CuSeqlens, KeyMask, Token, Tokens
 from subquad.ops.checks import check_positive
+from subquad.ops.context_state import (
+    FavorContext,
+    attend_performer_context,
+    performer_context,
+)
+from subquad.ops.linear_state import LinearState
 from subquad.ops.performer_attention import performer_attention, performer_attention_bidirectional
 from subquad.ops.performer_causal import performer_attention_chunked
 from subquad.ops.performer_options import check_features
@@ -235,6 +242,24 @@ class PerformerCrossAttention(nn.Module):
             *self.heads.split_cross(x, context), features=self.features(), key_mask=key_mask,
             normalize=self.normalize, impl=self.impl,
         )  # fmt: skip
+        return self.heads.merge(y)
+
+    def context_state(
+        self, context: Float[Tensor, "B S C"], *, key_mask: Bool[Tensor, "B S"] | None = None
+    ) -> FavorContext | LinearState:
+        """Return the sums over a context, of a size that does not grow with it.
+
+        They belong to the directions as they are now; after another draw they mean nothing.
+        """
+        k, v = context_heads(self.heads, context, key_mask)
+        return performer_context(k, v, features=self.features.current(), key_mask=key_mask)
+
+    def attend_state(self, x: Tokens, state: FavorContext | LinearState) -> Tokens:
+        """Mix (B, T, D) with the context of ``state``, as ``forward`` does; nothing is redrawn."""
+        q = query_heads(self.heads, x, len(state[0]))
+        y = attend_performer_context(
+            q, state, features=self.features.current(), normalize=self.normalize
+        )
         return self.heads.merge(y)
 
 

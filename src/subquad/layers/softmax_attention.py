@@ -6,10 +6,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from subquad.layers.attention_rows import Attended
+from subquad.layers.context import context_heads, query_heads
 from subquad.layers.heads import Heads, RotaryPositions, as_cached, check_causal, check_step
 from subquad.layers.mixer import CuSeqlens, KeyMask, Token, Tokens
 from subquad.ops.checks import check_fraction, check_positive
-from subquad.ops.softmax_attention import kv_cache, softmax_attention, softmax_attention_cached
+from subquad.ops.softmax_attention import (
+    KVCache,
+    kv_cache,
+    softmax_attention,
+    softmax_attention_cached,
+)
 
 
 class SoftmaxAttention(nn.Module):
@@ -144,3 +150,15 @@ class SoftmaxCrossAttention(nn.Module):
         return self.heads.merge(
             softmax_attention(*self.heads.split_cross(x, context), key_mask=key_mask)
         )
+
+    def context_state(
+        self, context: Float[Tensor, "B S C"], *, key_mask: Bool[Tensor, "B S"] | None = None
+    ) -> KVCache:
+        """Return the keys and values of a context, which grow with it."""
+        k, v = context_heads(self.heads, context, key_mask)
+        return KVCache(k, v, key_mask, k.shape[2])
+
+    def attend_state(self, x: Tokens, state: KVCache) -> Tokens:
+        """Mix (B, T, D) with the context of ``state``, as ``forward`` does."""
+        (q,) = as_cached(state.k, query_heads(self.heads, x, len(state.k)))
+        return self.heads.merge(softmax_attention(q, state.k, state.v, key_mask=state.key_mask))

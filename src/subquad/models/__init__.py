@@ -2,12 +2,15 @@
 
 from subquad.models.decoder import TransformerDecoder
 from subquad.models.encoder import TransformerEncoder
-from subquad.models.language_model import DecoderLM
+from subquad.models.encoder_decoder import EncoderDecoder
+from subquad.models.language_model import DecoderLM, EncoderLM
 from subquad.models.pixel_model import PixelModel
 from subquad.models.saving import load_model, save_model
 
 __all__ = [
     "DecoderLM",
+    "EncoderDecoder",
+    "EncoderLM",
     "PixelModel",
     "TransformerDecoder",
     "TransformerEncoder",

@@ -1,4 +1,4 @@
-"""A causal language model over any mixer."""
+"""Language models over any mixer: causal, and for masked tokens."""
 
 from typing import Any
 
@@ -7,11 +7,95 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from subquad.models.decoder import TransformerDecoder
+from subquad.models.encoder import TransformerEncoder
 from subquad.models.stack import StackOptions, StackState
 from subquad.ops.checks import check_ids, check_positive, check_rows
 
 
-class DecoderLM(nn.Module):
+class TokenModel(nn.Module):
+    """Token ids in, logits out, with a transformer between: what both language models are.
+
+    Args:
+        vocab_size: number of token ids; W below.
+        d_model: width D.
+        body: the transformer's class; its instance is the attribute of the name ``part``.
+        part: "decoder" or "encoder".
+        options: those of ``Stack``; positions are "sinusoidal-concat" unless given, as in the
+            linear transformer's copy task.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        d_model: int,
+        body: type[TransformerDecoder] | type[TransformerEncoder],
+        part: str,
+        options: StackOptions,
+    ) -> None:
+        super().__init__()
+        check_positive("vocab_size", vocab_size)
+        options.setdefault("positions", "sinusoidal-concat")
+        self.config: dict[str, Any] = {"vocab_size": vocab_size, "d_model": d_model, **options}
+        self.vocab_size, self._part = vocab_size, part
+        transformer = body(d_model, **options)
+        self.add_module(part, transformer)
+        self.token_embedding = nn.Embedding(vocab_size, transformer.token_width)
+        self.head = nn.Linear(d_model, vocab_size)
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "B T"],
+        *,
+        key_mask: Bool[Tensor, "B T"] | None = None,
+        cu_seqlens: Int[Tensor, " S_plus_1"] | None = None,
+    ) -> Float[Tensor, "B T W"]:
+        """Return the logits at each place.
+
+        Args:
+            tokens: ids (B, T).
+            key_mask: (B, T) bool, True = keep.
+            cu_seqlens: borders 0, ..., T of sequences packed into a batch of 1.
+
+        Raises:
+            TypeError: if ``tokens`` is not of an integer dtype.
+            ValueError: if a token id or a shape does not fit.
+        """
+        body = self.get_submodule(self._part)
+        hidden = body(self._embed(tokens), key_mask=key_mask, cu_seqlens=cu_seqlens)
+        logits: Tensor = self.head(hidden)
+        return logits
+
+    def _embed(self, tokens: Tensor) -> Float[Tensor, "B T E"]:
+        check_rows("tokens", tokens)
+        check_ids("tokens", tokens, self.vocab_size)
+        embedded: Tensor = self.token_embedding(tokens)
+        return embedded
+
+
+class EncoderLM(TokenModel):
+    """Predict tokens from all others: masked language modelling.
+
+    Which id stands for a masked token is the task's affair; see ``tasks/language_modelling.py``.
+
+    Args:
+        vocab_size: number of token ids, the one for a masked token among them; W below.
+        d_model: width D.
+        options: those of ``Stack``; positions are "sinusoidal-concat" unless given.
+
+    Raises:
+        TypeError: if an option is unknown or a number is not an int.
+        ValueError: if an option does not fit.
+    """
+
+    encoder: TransformerEncoder
+
+    def __init__(
+        self, vocab_size: int, *, d_model: int = 256, **options: Unpack[StackOptions]
+    ) -> None:
+        super().__init__(vocab_size, d_model, TransformerEncoder, "encoder", options)
+
+
+class DecoderLM(TokenModel):
     """Predict token t + 1 of tokens 0 .. t.
 
     Args:
@@ -25,34 +109,12 @@ class DecoderLM(nn.Module):
         ValueError: if an option does not fit.
     """
 
+    decoder: TransformerDecoder
+
     def __init__(
         self, vocab_size: int, *, d_model: int = 256, **options: Unpack[StackOptions]
     ) -> None:
-        super().__init__()
-        check_positive("vocab_size", vocab_size)
-        options.setdefault("positions", "sinusoidal-concat")
-        self.config: dict[str, Any] = {"vocab_size": vocab_size, "d_model": d_model, **options}
-        self.vocab_size = vocab_size
-        self.decoder = TransformerDecoder(d_model, **options)
-        self.token_embedding = nn.Embedding(vocab_size, self.decoder.token_width)
-        self.head = nn.Linear(d_model, vocab_size)
-
-    def forward(
-        self,
-        tokens: Int[Tensor, "B T"],
-        *,
-        key_mask: Bool[Tensor, "B T"] | None = None,
-        cu_seqlens: Int[Tensor, " S_plus_1"] | None = None,
-    ) -> Float[Tensor, "B T W"]:
-        """Return the logits of the next token at each place.
-
-        Raises:
-            TypeError: if ``tokens`` is not of an integer dtype.
-            ValueError: if a token id or a shape does not fit.
-        """
-        x = self._embed(tokens)
-        logits: Tensor = self.head(self.decoder(x, key_mask=key_mask, cu_seqlens=cu_seqlens))
-        return logits
+        super().__init__(vocab_size, d_model, TransformerDecoder, "decoder", options)
 
     def init_state(self, batch_size: int) -> StackState:
         """Return the empty past."""
@@ -82,9 +144,3 @@ class DecoderLM(nn.Module):
         """Read one more token a row; ``state`` may be overwritten; no gradient."""
         hidden, state = self.decoder.step_(self._embed(token.unsqueeze(1)).squeeze(1), state)
         return self.head(hidden), state
-
-    def _embed(self, tokens: Tensor) -> Float[Tensor, "B T E"]:
-        check_rows("tokens", tokens)
-        check_ids("tokens", tokens, self.vocab_size)
-        embedded: Tensor = self.token_embedding(tokens)
-        return embedded

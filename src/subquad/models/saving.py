@@ -10,11 +10,14 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from subquad.files import atomic_write_bytes, atomic_write_json
-from subquad.models.language_model import DecoderLM
+from subquad.models.encoder_decoder import EncoderDecoder
+from subquad.models.language_model import DecoderLM, EncoderLM
 from subquad.models.pixel_model import PixelModel
 from subquad.ops.checks import check_choice
 
-MODELS: dict[str, type[nn.Module]] = {"PixelModel": PixelModel, "DecoderLM": DecoderLM}
+MODELS: dict[str, type[nn.Module]] = {
+    model.__name__: model for model in (PixelModel, DecoderLM, EncoderLM, EncoderDecoder)
+}
 
 
 def save_model(model: nn.Module, folder: str | Path) -> None:
@@ -28,11 +31,12 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
     if MODELS.get(name) is not type(model):
         raise ValueError(f"model must be one of {', '.join(MODELS)}, got {name}")
     arguments: dict[str, Any] = model.config  # type: ignore[assignment]
-    mixer = arguments.get("mixer")
-    if callable(mixer) or (isinstance(mixer, list | tuple) and any(map(callable, mixer))):
-        raise ValueError(
-            f"model can be saved only if its mixer is a name in MIXERS, got {arguments['mixer']!r}"
-        )
+    for part, table in (("mixer", "MIXERS"), ("cross", "CROSS_MIXERS")):
+        given = arguments.get(part)
+        if callable(given) or (isinstance(given, list | tuple) and any(map(callable, given))):
+            raise ValueError(
+                f"model can be saved only if its {part} is a name in {table}, got {given!r}"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: x.detach().contiguous() for key, x in model.state_dict().items()}
     atomic_write_bytes(folder / "model.safetensors", save(tensors))

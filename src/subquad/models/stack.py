@@ -1,7 +1,6 @@
 """Blocks on top of each other: what encoder, decoder and every model over them are made of."""
 
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,18 +10,17 @@ from typing_extensions import TypedDict
 from subquad.layers.block import Block, Norm, Step
 from subquad.layers.feed_forward import Activation
 from subquad.layers.frozen import Map, frozen
-from subquad.layers.positions import (
-    LearnedPositions,
-    NoPositions,
-    PositionEncoding,
-    SinusoidalAdd,
-    SinusoidalConcat,
-    next_position,
-    token_positions,
-)
+from subquad.layers.positions import next_position, token_positions
+from subquad.models.checkpointing import run_again
 from subquad.models.mixing import MixerChoice, layer_factories, mixer_options
+from subquad.models.stack_positions import (
+    POSITIONS,
+    Place,
+    PositionName,
+    position_encoding,
+    position_table,
+)
 from subquad.ops.checks import (
-    check_choice,
     check_cu_seqlens,
     check_key_mask,
     check_positive,
@@ -31,10 +29,7 @@ from subquad.ops.checks import (
     check_tokens,
 )
 
-PositionName = Literal[
-    "none", "sinusoidal", "sinusoidal-concat", "learned", "rotary", "learned-rotary"
-]
-POSITIONS = ("none", "sinusoidal", "sinusoidal-concat", "learned", "rotary", "learned-rotary")
+__all__ = ["POSITIONS", "Stack", "StackOptions", "StackState"]
 
 
 class StackOptions(TypedDict, total=False):
@@ -55,6 +50,7 @@ class StackOptions(TypedDict, total=False):
     position_width: int | None
     max_len: int | None
     final_norm: bool
+    checkpointing: bool
 
 
 class StackState(NamedTuple):
@@ -62,9 +58,6 @@ class StackState(NamedTuple):
 
     mixers: tuple[Any, ...]
     position: Int[Tensor, " B"]
-
-
-Place = Callable[[Tensor, Tensor], Tensor]  # tokens (B, E) and positions (B,) to (B, D)
 
 
 class Stack(nn.Module):
@@ -90,6 +83,8 @@ class Stack(nn.Module):
         position_width: width of "sinusoidal-concat", by default D / 2.
         max_len: longest sequence; needed by "learned", and told to mixers that have a limit.
         final_norm: a LayerNorm behind the last block.
+        checkpointing: keep only the inputs of blocks for the backward pass, which then runs each
+            block again: memory for depth against a third more time. ``forward`` alone does so.
 
     Raises:
         TypeError: if a number is not an int.
@@ -116,6 +111,7 @@ class Stack(nn.Module):
         position_width: int | None = None,
         max_len: int | None = None,
         final_norm: bool = True,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         check_positive("d_model", d_model)
@@ -126,13 +122,14 @@ class Stack(nn.Module):
         )  # fmt: skip
         encoding = position_encoding(positions, d_model, position_width, max_len)
         self.token_width = encoding.token_width(d_model)
-        self.positions = encoding
+        self.positions, self.checkpointing = encoding, checkpointing
+        self.d_model, self.num_heads = d_model, num_heads
         given: Any = {
             "head_dim": head_dim, "value_dim": value_dim, "rotary": "rotary" in positions,
             "max_len": max_len,
         }  # fmt: skip
         self.blocks = nn.ModuleList(
-            Block(
+            self._new_block(
                 factory(d_model, num_heads, is_causal=is_causal, **mixer_options(factory, **given)),
                 d_model,
                 4 * d_model if d_ff is None else d_ff,
@@ -155,10 +152,7 @@ class Stack(nn.Module):
         x = self._enter(x, key_mask)
         check_cu_seqlens(cu_seqlens, key_mask, *x.shape[:2])
         x = self.positions(x, token_positions(x, key_mask=key_mask, cu_seqlens=cu_seqlens))
-        for block in self.blocks:
-            x = block(x, key_mask=key_mask, cu_seqlens=cu_seqlens)
-        normed: Tensor = self.final_norm(x)
-        return normed
+        return self._through(x, key_mask=key_mask, cu_seqlens=cu_seqlens)
 
     def init_state(self, batch_size: int) -> StackState:
         """Return the empty past (causal stacks)."""
@@ -217,8 +211,19 @@ class Stack(nn.Module):
         norm = frozen(self.final_norm, batch_size)
         return lambda x_t, state: self._step(x_t, state, steps, place, norm)
 
+    def _new_block(self, mixer: nn.Module, d_model: int, d_ff: int, **options: Any) -> nn.Module:
+        return Block(mixer, d_model, d_ff, **options)
+
     def _blocks(self) -> list[Any]:
         return list(self.blocks)
+
+    def _through(self, x: Tensor, *seen: Tensor, **masks: Tensor | None) -> Tensor:
+        """Run the blocks, all with the same masks, and the norm behind them."""
+        repeats = self.checkpointing and torch.is_grad_enabled()
+        for block in self.blocks:
+            x = run_again(block, x, *seen, **masks) if repeats else block(x, *seen, **masks)
+        normed: Tensor = self.final_norm(x)
+        return normed
 
     def _checked_step(
         self, x_t: Tensor, state: StackState, steps: list[Step]
@@ -245,42 +250,3 @@ class Stack(nn.Module):
         check_tokens("x", x, self.token_width)
         check_key_mask(key_mask, x, *x.shape[:2])
         return x if key_mask is None else x.masked_fill(~key_mask.unsqueeze(-1), 0)
-
-
-def position_encoding(
-    name: str, d_model: int, width: int | None, max_len: int | None
-) -> PositionEncoding:
-    """Build the position encoding of that name; rotary is the mixers' own and adds nothing here.
-
-    Raises:
-        ValueError: if there is none of that name, or "learned" has no ``max_len``.
-    """
-    check_choice("positions", name, POSITIONS)
-    if name == "sinusoidal-concat":
-        return SinusoidalConcat(d_model // 2 if width is None else width)
-    if name == "sinusoidal":
-        return SinusoidalAdd(d_model)
-    if name in ("learned", "learned-rotary"):
-        if max_len is None:
-            raise ValueError("max_len must be given with learned positions, got None")
-        return LearnedPositions(max_len, d_model)
-    return NoPositions()
-
-
-def position_table(encoding: PositionEncoding, empty: Float[Tensor, "1 T E"]) -> Place:
-    """Return what ``encoding`` does to single tokens, all of its vectors computed at once.
-
-    Args:
-        encoding: adds a vector to tokens, appends one, or leaves them alone.
-        empty: tokens of 0, one for each position from 0 on.
-    """
-    if isinstance(encoding, NoPositions):
-        return lambda x_t, position: x_t
-    positions = torch.arange(empty.shape[1], device=empty.device).unsqueeze(0)
-    with torch.no_grad():
-        table = encoding(empty, positions)[0]
-    width = empty.shape[2]
-    if table.shape[1] == width:
-        return lambda x_t, position: x_t + table.index_select(0, position)
-    appended = table[:, width:].contiguous()
-    return lambda x_t, position: torch.cat([x_t, appended.index_select(0, position)], dim=1)

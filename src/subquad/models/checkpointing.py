@@ -1,0 +1,54 @@
+"""Gradient checkpointing: a block keeps its input only, and runs a second time for the backward.
+
+Source: Chen et al. 2016, "Training deep nets with sublinear memory cost"; done by torch.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from subquad.layers.drawn_features import DrawnFeatures
+
+
+def run_again(block: nn.Module, *inputs: Tensor, **masks: Any) -> Tensor:
+    """Return ``block(*inputs, **masks)``, to be run again by the backward pass with the same draws.
+
+    Dropout draws the same by torch's doing. Random features that were drawn anew between the two
+    passes are put back for the second one.
+    """
+    passes = partial(_passes, [m for m in block.modules() if isinstance(m, DrawnFeatures)])
+    y: Tensor = checkpoint(block, *inputs, use_reentrant=False, context_fn=passes, **masks)
+    return y
+
+
+def _passes(
+    drawn: list[DrawnFeatures],
+) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Return what the first pass runs under, and the second."""
+    kept: list[Tensor | None] = []
+
+    @contextmanager
+    def first() -> Iterator[None]:
+        yield
+        kept.extend(features.projection for features in drawn)
+
+    @contextmanager
+    def second() -> Iterator[None]:
+        now = [features.projection for features in drawn]
+        _put(drawn, kept)
+        try:
+            yield
+        finally:
+            _put(drawn, now)
+
+    return first(), second()
+
+
+def _put(drawn: list[DrawnFeatures], projections: list[Tensor | None]) -> None:
+    # A draw replaces the buffer and never writes into it, so an earlier one is still what it was.
+    for features, projection in zip(drawn, projections, strict=True):
+        features.projection = projection

@@ -1,0 +1,92 @@
+"""Checkpointing changes the memory and nothing else: the same outputs, the same gradients."""
+
+import pytest
+import torch
+
+from subquad.layers.drawn_features import DrawnFeatures
+from subquad.models import DecoderLM, EncoderDecoder, EncoderLM
+
+SIZES = {"d_model": 16, "num_layers": 3, "num_heads": 2, "d_ff": 16}
+
+
+def passes(build, steps=3):
+    """Return outputs and gradients of some training passes, and the directions at the end."""
+    torch.manual_seed(0)
+    model = build().double().train()
+    found = []
+    for _ in range(steps):
+        tokens = torch.randint(7, (2, 9))
+        y = model(tokens, tokens) if isinstance(model, EncoderDecoder) else model(tokens)
+        model.zero_grad()
+        y.sin().sum().backward()
+        found += [y.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+    drawn = [m for m in model.modules() if isinstance(m, DrawnFeatures)]
+    return found, [m.projection for m in drawn], [m.schedule for m in drawn]
+
+
+@pytest.mark.parametrize("mixer", ["linear", "softmax", "performer", "lsh-1", "hybrid", "lstm"])
+@pytest.mark.parametrize("model", [DecoderLM, EncoderLM])
+def test_outputs_and_gradients_are_the_same_under_dropout(mixer, model):
+    if model is EncoderLM and mixer == "lstm":
+        pytest.skip("an LSTM is causal")
+    options = {**SIZES, "mixer": mixer, "dropout": 0.2}
+    plain, repeated = (
+        passes(lambda c=c: model(7, **options, checkpointing=c))[0] for c in (False, True)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(plain, repeated, strict=True))
+
+
+@pytest.mark.parametrize("model", [DecoderLM, EncoderLM, EncoderDecoder])
+def test_features_drawn_anew_at_every_pass_are_not_drawn_for_the_repetition(model):
+    def build(checkpointing):
+        lm = model(7, **SIZES, mixer="performer", dropout=0.2, checkpointing=checkpointing)
+        for module in lm.modules():
+            if isinstance(module, DrawnFeatures):
+                module.redraw_every = 1
+        return lm
+
+    plain, repeated = (passes(lambda c=c: build(c)) for c in (False, True))
+    for a, b in zip(plain, repeated, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert all(int(schedule[1]) == 2 for schedule in repeated[2])  # three passes, two new draws
+
+
+def test_two_forwards_before_one_backward_keep_their_own_features():
+    def gradients(checkpointing):
+        torch.manual_seed(0)
+        lm = EncoderLM(7, **SIZES, mixer="performer", checkpointing=checkpointing).double().train()
+        for block in lm.encoder.stack.blocks:
+            block.mixer.features.redraw_every = 1
+        tokens = torch.randint(7, (2, 9))
+        (lm(tokens).sin().sum() + lm(tokens).cos().sum()).backward()
+        now = [block.mixer.features.projection for block in lm.encoder.stack.blocks]
+        return [p.grad for p in lm.parameters()] + now
+
+    for a, b in zip(gradients(False), gradients(True), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_blocks_keep_their_inputs_only():
+    def kept(checkpointing):
+        lm = EncoderLM(7, **{**SIZES, "num_layers": 6}, checkpointing=checkpointing)
+        sizes = {}
+
+        def pack(x):
+            sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            y = lm(torch.randint(7, (4, 64)))
+        del y
+        return sum(sizes.values())
+
+    assert kept(True) < kept(False) / 4
+
+
+def test_without_gradients_nothing_is_repeated(monkeypatch):
+    monkeypatch.setattr("subquad.models.stack.run_again", None)
+    lm = EncoderLM(7, **SIZES, checkpointing=True)
+    with torch.no_grad():
+        lm(torch.randint(7, (1, 3)))
+    with pytest.raises(TypeError):
+        lm(torch.randint(7, (1, 3)))
