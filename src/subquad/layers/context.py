@@ -18,9 +18,7 @@ def context_heads(
     check_key_mask(key_mask, context, *context.shape[:2])
     if key_mask is not None:
         context = context.masked_fill(~key_mask.unsqueeze(-1), 0)
-    widths = [heads.num_heads * heads.head_dim, heads.num_heads * heads.value_dim]
-    k, v = (_by_head(x, heads) for x in heads.kv_proj(context).split(widths, dim=-1))
-    return k, v
+    return heads.split_context(context)
 
 
 def query_heads(
@@ -29,8 +27,4 @@ def query_heads(
     """Check tokens against the batch size of a context's state, and project them to queries."""
     check_tokens("x", x, heads.d_model)
     check_state_batch(state_batch, len(x))
-    return _by_head(heads.q_proj(x), heads)
-
-
-def _by_head(x: Tensor, heads: Heads) -> Tensor:
-    return x.reshape(*x.shape[:-1], heads.num_heads, -1).transpose(1, 2)
+    return heads.split_query(x)

@@ -108,9 +108,19 @@ class Heads(nn.Module):
         self, x: Float[Tensor, "B T D"], context: Float[Tensor, "B S C"]
     ) -> tuple[Float[Tensor, "B H T K"], Float[Tensor, "B H S K"], Float[Tensor, "B H S V"]]:
         """Project tokens to q (B, H, T, K), and ``context`` to k and v (B, H, S, ...)."""
+        return self.split_query(x), *self.split_context(context)
+
+    def split_query(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B H T K"]:
+        """Project tokens to the queries of cross-attention."""
+        return self._by_head(self.q_proj(x))
+
+    def split_context(
+        self, context: Float[Tensor, "B S C"]
+    ) -> tuple[Float[Tensor, "B H S K"], Float[Tensor, "B H S V"]]:
+        """Project a context to keys and values."""
         widths = [self.num_heads * self.head_dim, self.num_heads * self.value_dim]
         k, v = self.kv_proj(context).split(widths, dim=-1)
-        return self._by_head(self.q_proj(x)), self._by_head(k), self._by_head(v)
+        return self._by_head(k), self._by_head(v)
 
     def split_token(
         self, projected: Float[Tensor, "B P"]
