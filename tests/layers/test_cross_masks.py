@@ -1,12 +1,28 @@
 """The mask contract for mixers that see another sequence."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from helpers import assert_near
 from subquad.layers import LinearCrossAttention, SoftmaxCrossAttention
+from subquad.layers.performer import PerformerCrossAttention
+from subquad.ops.generalized_features import GeneralizedKernel
+from subquad.ops.random_features import Estimator, SoftmaxKernel
 
-CROSS = {"linear": LinearCrossAttention, "softmax": SoftmaxCrossAttention}
+CROSS = {
+    "linear": LinearCrossAttention,
+    "softmax": SoftmaxCrossAttention,
+    **{
+        f"performer-{name}": partial(PerformerCrossAttention, kernel=kernel, redraw_every=None)
+        for name, kernel in {
+            "positive": SoftmaxKernel(),
+            "trigonometric": SoftmaxKernel(estimator=Estimator.TRIGONOMETRIC),
+            "relu": GeneralizedKernel(),
+        }.items()
+    },
+}
 cross = pytest.mark.parametrize("build", CROSS.values(), ids=CROSS)
 
 
