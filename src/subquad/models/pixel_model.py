@@ -90,10 +90,14 @@ class PixelModel(nn.Module):
 
     def _reset_head(self, num_mixtures: int) -> None:
         """Start with narrow logistics spread over all bytes; wide ones cost the first epoch."""
-        means, log_scales = torch.linspace(-1, 1, num_mixtures), torch.full((num_mixtures,), -3.0)
+        weights, means, log_scales = self.head.bias.detach().chunk(3)
+        # The device is named: once transformers has loaded a model, linspace may no longer hear of
+        # torch.device("meta"), for transformers patches it, and torch may remember the patch.
+        means.copy_(torch.linspace(-1, 1, num_mixtures, device=means.device))
         with torch.no_grad():
             self.head.weight.mul_(0.1)
-            self.head.bias.copy_(torch.cat([torch.zeros(num_mixtures), means, log_scales]))
+            weights.zero_()
+            log_scales.fill_(-3.0)
 
     def _reset_embedding(self) -> None:
         """Start with like vectors for like bytes: waves of the value, as for positions."""
