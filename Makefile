@@ -32,8 +32,9 @@ TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 demo: $(VENV)/installed-train $(VENV)/installed-package
 	$(BIN)/subquad demo $(DEMO_ARGS)
 
+# Two processes: as many as the smallest machine has cores, and each needs about 1.5 GB.
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 	$(BIN)/pytest $(NO_HOOK) -m "compile and not slow and not gpu"
 
 # Triton's kernels run in its interpreter, on the CPU.

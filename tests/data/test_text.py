@@ -62,7 +62,7 @@ def test_the_files_come_out_of_debian_packages(
 
     where = Path(folder)
     monkeypatch.setattr(fetch, md5s, {name: hashlib.md5(data).hexdigest()})
-    monkeypatch.setattr(fetch, "_run", run)
+    monkeypatch.setattr(fetch, "run_program", run)
     # What this machine may have installed is not looked at.
     monkeypatch.setattr(fetch, f"{md5s.split('_')[0]}_FOLDER", where / "subquad-test")
     where = where / "subquad-test"

@@ -85,7 +85,7 @@ def pip(monkeypatch):
                 for name, data in members.items():
                     archive.writestr(name.replace("__", "/"), data)
 
-        monkeypatch.setattr(files_of, "_run", run)
+        monkeypatch.setattr(files_of, "run_program", run)
 
     return leave
 
@@ -103,7 +103,7 @@ def test_a_wheel_without_the_member_or_with_another(tmp_path, pip, monkeypatch):
     with pytest.raises(ValueError, match=r"a\.txt is corrupt or another file"):
         files_of.bring_wheel("thing==1", MEMBERS, tmp_path)
     (tmp_path / "thing-1-py3-none-any.whl").write_bytes(b"PK no zip")
-    monkeypatch.setattr(files_of, "_run", lambda *_, **__: None)
+    monkeypatch.setattr(files_of, "run_program", lambda *_, **__: None)
     with pytest.raises(ValueError, match="the wheel of thing==1 is corrupt"):
         files_of.bring_wheel("thing==1", MEMBERS, tmp_path)
     (tmp_path / "thing-1-py3-none-any.whl").unlink()

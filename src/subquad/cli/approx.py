@@ -10,7 +10,7 @@ from subquad.bench.approximation_options import (
     ApproximationOptions,
     RandomInput,
 )
-from subquad.cli.bench_flags import _check_out, _numbers, _words
+from subquad.cli.bench_flags import check_out, numbers, words_of
 from subquad.cli.bench_output import progress_bar, show
 from subquad.cli.console import say
 from subquad.cli.parsing import UsageError, parse
@@ -69,7 +69,7 @@ class ApproxFlags:
     """Write the numbers and the environment to this JSON file, and a figure beside it."""
 
     def __post_init__(self) -> None:
-        _check_out(self.out)
+        check_out(self.out)
         if not self.error > 0:
             raise ValueError(f"error must be above 0, got {self.error:g}")
         given = [name for name in RANDOM_ONLY if getattr(self, name) != getattr(SIZE, name)]
@@ -93,8 +93,8 @@ class ApproxFlags:
     def options(self) -> ApproximationOptions:
         """Return what to measure."""
         return ApproximationOptions(
-            num_features=_numbers("--num-features", self.num_features),
-            estimators=_words(self.estimators), directions=_words(self.directions),
+            num_features=numbers("--num-features", self.num_features),
+            estimators=words_of(self.estimators), directions=words_of(self.directions),
             draws=self.draws, is_causal=self.causal, scale=self.scale,
             max_queries=self.max_queries, seed=self.seed, threads=self.threads,
         )  # fmt: skip

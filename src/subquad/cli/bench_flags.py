@@ -44,7 +44,7 @@ class CommonFlags:
     """Write the numbers and the environment to this JSON file, and figures beside it."""
 
     def __post_init__(self) -> None:
-        _check_out(self.out)
+        check_out(self.out)
 
     def shared(self) -> dict[str, Any]:
         """Return the options that every benchmark takes."""
@@ -76,9 +76,9 @@ class AttentionFlags(CommonFlags):
     def options(self) -> AttentionOptions:
         """Return them as the benchmark takes them."""
         return AttentionOptions(
-            lengths=_numbers("--lengths", self.lengths), heads=self.heads, head_dim=self.head_dim,
+            lengths=numbers("--lengths", self.lengths), heads=self.heads, head_dim=self.head_dim,
             batch=self.batch, dtype=self.dtype, is_causal=not self.bidirectional,
-            mechanisms=_words(self.mechanisms), **self.shared(),
+            mechanisms=words_of(self.mechanisms), **self.shared(),
         )  # fmt: skip
 
 
@@ -110,8 +110,8 @@ class DecodeFlags(CommonFlags):
     def options(self) -> DecodeOptions:
         """Return them as the benchmark takes them."""
         return DecodeOptions(
-            models=_words(self.models), mixers=_words(self.mixers),
-            batches=_numbers("--batches", self.batches), positions=self.positions,
+            models=words_of(self.models), mixers=words_of(self.mixers),
+            batches=numbers("--batches", self.batches), positions=self.positions,
             has_recompute=self.recompute, **self.shared(),
         )  # fmt: skip
 
@@ -144,7 +144,7 @@ class TrainFlags(CommonFlags):
         return TrainOptions(
             layers=self.layers, width=self.width, heads=self.heads, seq_len=self.seq_len,
             batch=self.batch, dtype=self.dtype, positions=self.positions,
-            mixers=_words(self.mixers), **self.shared(),
+            mixers=words_of(self.mixers), **self.shared(),
         )  # fmt: skip
 
 
@@ -176,7 +176,7 @@ class EncoderFlags:
     """Write the numbers and the environment to this JSON file."""
 
     def __post_init__(self) -> None:
-        _check_out(self.out)
+        check_out(self.out)
 
     def options(self) -> EncoderOptions:
         """Return them as the benchmark takes them."""
@@ -185,7 +185,7 @@ class EncoderFlags:
             num_layers=self.layers, num_heads=self.heads, d_ff=self.d_ff,
         )  # fmt: skip
         return EncoderOptions(
-            size=size, mixers=_words(self.mixers), threads=self.threads, device=self.device,
+            size=size, mixers=words_of(self.mixers), threads=self.threads, device=self.device,
             has_memory=self.memory,
         )  # fmt: skip
 
@@ -220,12 +220,12 @@ class LshFlags:
     """Write the numbers and the environment to this JSON file, and a figure beside it."""
 
     def __post_init__(self) -> None:
-        _check_out(self.out)
+        check_out(self.out)
 
     def options(self) -> LshOptions:
         """Return them as the benchmark takes them."""
         return LshOptions(
-            rounds=_numbers("--rounds", self.rounds), draws=self.draws, seq_len=self.seq_len,
+            rounds=numbers("--rounds", self.rounds), draws=self.draws, seq_len=self.seq_len,
             heads=self.heads, head_dim=self.head_dim, num_buckets=self.num_buckets,
             chunk_size=self.chunk_size, is_causal=not self.bidirectional, seed=self.seed,
             threads=self.threads, device=self.device,
@@ -255,12 +255,12 @@ class PerformerFlags:
     device: ClassVar[str] = "cpu"
 
     def __post_init__(self) -> None:
-        _check_out(self.out)
+        check_out(self.out)
 
     def options(self) -> PerformerOptions:
         """Return them as the benchmark takes them."""
         return PerformerOptions(
-            lengths=_numbers("--lengths", self.lengths), heads=self.heads, head_dim=self.head_dim,
+            lengths=numbers("--lengths", self.lengths), heads=self.heads, head_dim=self.head_dim,
             num_features=self.num_features, repetitions=self.repetitions, seconds=self.seconds,
             threads=self.threads,
         )  # fmt: skip
@@ -276,17 +276,20 @@ class CompareFlags:
     """Another, B."""
 
 
-def _words(text: str) -> tuple[str, ...]:
+def words_of(text: str) -> tuple[str, ...]:
+    """Return the words between commas."""
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-def _numbers(name: str, text: str) -> tuple[int, ...]:
-    words: Sequence[str] = _words(text)
+def numbers(name: str, text: str) -> tuple[int, ...]:
+    """Return the whole numbers between commas; ``name`` is for the error."""
+    words: Sequence[str] = words_of(text)
     if not words or not all(word.isdecimal() for word in words):
         raise ValueError(f"{name} must be whole numbers with commas between, got {text!r}")
     return tuple(int(word) for word in words)
 
 
-def _check_out(out: Path | None) -> None:
+def check_out(out: Path | None) -> None:
+    """Require a name of a result file."""
     if out is not None and out.suffix != ".json":
         raise ValueError(f"--out must name a .json file, got {out}")

@@ -120,9 +120,7 @@ COMMANDS = {
     "sample": Command(summary="draw or complete images with a trained model", run=_sample),
     "bench": Command(summary="measure attention, generation and training here", run=_bench),
     "approx": Command(summary="the error of random features beside softmax", run=_approx),
-    "convert": Command(
-        summary="put another attention into a pretrained model", run=_convert
-    ),
+    "convert": Command(summary="put another attention into a pretrained model", run=_convert),
     "data": Command(summary="bring or check a data set", run=_data),
     "package": Command(summary="put a run's model into the package (maintainers)", run=_package),
     "info": Command(summary="show versions, devices, weights and data found here", run=_info),

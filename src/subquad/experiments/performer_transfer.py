@@ -13,7 +13,7 @@ Cost      smoke: seconds, on a tiny random model and made-up chains. laptop: 6 r
 Command   subquad run performer-transfer --scale laptop
 Differs   AntiBERTy (Ruffolo et al. 2021), 26 M parameters, in place of their language models, on
           heavy chains simulated by AIRRSHIP, tested on V genes that were held out from the
-          fine-tuning; AntiBERTy itself has seen all human V genes in its own training. Attention
+          fine-tuning; AntiBERTy itself is likely to have seen them in its own training. Attention
           is matched before the fine-tuning (Zhang et al. 2024), which the paper does not do; one
           row goes without. All guessed residues are masked, in batches of 8 chains. Besides: the
           sentence similarities of MiniLM with FAVOR+ swapped in, against the number of features.
