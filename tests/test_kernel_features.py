@@ -66,7 +66,7 @@ def test_the_mean_over_draws_is_the_kernel(samples, kernel, estimator, direction
 
 def test_trigonometric_features_of_the_gaussian_kernel_err_as_the_document_says(samples):
     """Any distance: |x - y| from 0 to 300 here."""
-    far = samples * np.array([1e-2, 1, 10, 50]).repeat(1)[None]
+    far = samples * np.array([1e-2, 1, 10, 50])[None]
     features = [
         RandomKernelFeatures(num_features=8, directions="iid", random_state=seed)
         .fit_transform(far)

@@ -1,7 +1,10 @@
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from subquad.bench.machine import Rates
 from subquad.bench.options import PerformerOptions
-from subquad.bench.performer_speed import measure_performer, new_report
+from subquad.bench.performer_speed import least_seconds, measure_performer, new_report
 from subquad.bench.tables import tables
 from subquad.bench.timing import Progress
 
@@ -33,6 +36,15 @@ def test_ratios_are_those_of_the_times():
             without = median("recurrence", which, n)
             assert row.more["times_of"] == row.seconds.median / without
     assert len(tables(report)[0].rows) == 2 * 2 * 7
+
+
+def test_the_least_time_is_that_of_four_products():
+    options = PerformerOptions(**TINY)
+    q, w, v = torch.randn(40, 8), torch.randn(12, 8), torch.randn(40, 8)
+    with FlopCounterMode(display=False) as counter:
+        phi_q, phi_k = q @ w.T, q @ w.T
+        phi_q @ (phi_k.T @ v)
+    assert least_seconds(options, 40, Rates(gemm=1.0, copy=1.0)) == counter.get_total_flops()
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_a_run_has_its_rows_its_figure_and_softmax(tmp_path, monkeypatch):
     assert json.dumps(again) == json.dumps(results)
 
 
-def test_the_rows_are_those_of_the_issue():
+def test_the_rows_are_the_six_that_were_planned():
     rows = transfer.transfer_rows(smoke())
     assert [row.label for row in rows] == [
         "FAVOR+", "FAVOR+, drawn anew", "FAVOR+, not matched", "trigonometric", "ReLU", "elu + 1",

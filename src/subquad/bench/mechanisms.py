@@ -52,7 +52,7 @@ class Mechanism:
     Args:
         attend: the operator.
         definition: what it computes, in a form that is right by sight; None if it is not checked.
-        is_linear: it is linear attention, so the roofline of DESIGN.md applies.
+        is_linear: it is linear attention, so the roofline of ``bench/machine.py`` applies.
         directions: "causal", "bidirectional" or both.
         cost: relative cost at T, for the estimate of the time left.
         device: "cpu" or "cuda" if it runs there alone.

@@ -125,11 +125,11 @@ def _record(
             row.more["times_of"] = seconds.median / base.median
         if name == "performer" and which == PASSES[0] and GEMM in times:
             rate = probes.rates(times[GEMM].median, 1.0)
-            row.more["roofline_share"] = _least_seconds(options, seq_len, rate) / seconds.median
+            row.more["roofline_share"] = least_seconds(options, seq_len, rate) / seconds.median
         report.rows.append(row)
 
 
-def _least_seconds(options: PerformerOptions, seq_len: int, rates: Rates) -> float:
+def least_seconds(options: PerformerOptions, seq_len: int, rates: Rates) -> float:
     """Return what the products take: q and k onto directions, keys into sums, queries out."""
     products = 4 * 2 * options.head_dim * options.num_features
     return products * options.heads * seq_len / rates.gemm

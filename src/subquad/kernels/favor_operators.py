@@ -23,7 +23,7 @@ def _define(name: str, signature: str, forward: Any, fake: Any) -> Any:
 
 
 def _fake_attend(q: Tensor, k: Tensor, v: Tensor, directions: Tensor, *_: Any) -> Any:
-    return favor.attended(q, v, directions)
+    return favor.empty_results(q, v, directions)
 
 
 def _fake_queries(q: Tensor, directions: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ ATTEND_PAST = _define(
     "(Tensor q, Tensor k, Tensor v, Tensor directions, float half_scale, Tensor? key_mask, "
     "Tensor kv, Tensor k_sum, Tensor log_max) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     favor.attend_past,
-    lambda q, k, v, directions, *_: favor.after_past(q, k, v, directions),
+    lambda q, k, v, directions, *_: favor.empty_results_past(q, k, v, directions),
 )
 MAP_QUERIES = _define(
     "favor_queries_cpu", "(Tensor q, Tensor directions) -> Tensor", favor.map_queries, _fake_queries

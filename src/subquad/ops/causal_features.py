@@ -198,7 +198,7 @@ def _map_queries(q: Tensor, w: Tensor) -> Tensor:
         for tokens in stretches(q, group, len(w)):
             x = rows(q, group, tokens, w.dtype)
             u = torch.bmm(x, w.T.expand(len(x), -1, -1))
-            torch.softmax(u, -1, out=phi[group[0], group[1], tokens])
+            phi[group[0], group[1], tokens] = u.softmax(-1)  # out= would not be exported
     return phi
 
 
@@ -216,14 +216,13 @@ def _map_keys(
             size = x.square().sum(-1).mul_(half_scale)
             if part is not None:
                 size = size.masked_fill(part, torch.inf)
-            u = phi[at]
-            torch.bmm(x, w.T.expand(len(x), -1, -1), out=u)
+            u = torch.bmm(x, w.T.expand(len(x), -1, -1))
             largest = u.amax(-1)
             own = largest - size
             highest = _raise(top, own, 1)
             # Not u - (size + c): where size is so large that largest is lost in it, rounding
             # could make that positive.
-            u.sub_((largest + (highest - own)).unsqueeze(-1)).exp_()
+            phi[at] = u.sub_((largest + (highest - own)).unsqueeze(-1)).exp_()
             log_max[at], top = highest, highest[:, -1]
     return phi, log_max
 

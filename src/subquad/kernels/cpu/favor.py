@@ -60,7 +60,7 @@ def attend(
     """Return out (B, H, Tq, V), means (B, H, M, V) and log_sums (B, H, M), all float32."""
     keep: list[Tensor] = []
     call = _favor_call(keep, q, k, v, directions, half_scale, hidden)
-    out, means, log_sums = attended(q, v, directions)
+    out, means, log_sums = empty_results(q, v, directions)
     call.out, call.means, call.log_sums = by_head(out), means.data_ptr(), log_sums.data_ptr()
     if out.numel():
         library.call("favor_forward", call)
@@ -109,7 +109,7 @@ def _favor_call(
     return call
 
 
-def attended(q: Tensor, v: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def empty_results(q: Tensor, v: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return empty tensors for what ``attend`` gives."""
     batch, heads, time = q.shape[:3]
     width = len(directions)
@@ -138,7 +138,7 @@ def attend_past(
     call.is_normalized = call.is_causal = True
     call.k, call.width, call.half_scale = len(directions), q.shape[3], half_scale
     call.directions, call.log_max_in = pointer(keep, directions), pointer(keep, log_max)
-    out, denominator, kv_out, k_sum_out, log_max_out = after_past(q, k, v, directions)
+    out, denominator, kv_out, k_sum_out, log_max_out = empty_results_past(q, k, v, directions)
     call.out, call.denominator = by_head(out), denominator.data_ptr()
     call.kv_out, call.k_sum_out = kv_out.data_ptr(), k_sum_out.data_ptr()
     call.log_max_out = log_max_out.data_ptr()
@@ -147,7 +147,7 @@ def attend_past(
     return out, denominator, kv_out, k_sum_out, log_max_out
 
 
-def after_past(
+def empty_results_past(
     q: Tensor, k: Tensor, v: Tensor, directions: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return empty tensors for what ``attend_past`` gives."""

@@ -37,7 +37,7 @@ class Favor {
     bool ok() const { return projection_.ok() && scratch_.ok(); }
 
     void clear(KeySums s) const {
-        for (int j = 0; j < width_; j++) s.top[j] = -8.5e37f;  // finite, with room for a difference
+        for (int j = 0; j < width_; j++) s.top[j] = LOWEST;
         fill_zero(s.total, width_);
         fill_zero(s.values, c_.features * vw_);
     }

@@ -82,7 +82,7 @@ inline int drive_favor_map(const subquad_favor_map& c) {
             done = share_out<FavorMap>(c, heads * (n - 1), [&](FavorMap& map, int64_t unit) {
                 const int64_t head = unit / (n - 1), s = unit % (n - 1);
                 top[head * n + s + 1] =
-                    map.highest(head, parts.begin(s), parts.end(s), -8.5e37f);
+                    map.highest(head, parts.begin(s), parts.end(s), LOWEST);
             });
         for (int64_t head = 0; head < heads; head++)
             for (int64_t s = 1; s < n; s++)

@@ -11,6 +11,10 @@ constexpr int TOKENS = 48;
 // few hundred features lie a power of two apart, where they would drive each other from the cache.
 constexpr int PANEL = VECTORS * LANES;
 
+// Where a maximum over logarithms starts, as ``lowest`` of ops/performer_bidirectional.py: finite,
+// with room for a difference.
+constexpr float LOWEST = -8.5e37f;
+
 // The right factor of products: a matrix (depth, width) packed in panels.
 class Panels {
   public:
