@@ -117,8 +117,8 @@ def test_in_a_pipeline_with_names_pickled_and_cloned(samples):
         ({"kernel": "rbf"}, "kernel must be one of softmax, gaussian, got 'rbf'"),
         ({"estimator": "cosine"}, "estimator must be one of positive, hyperbolic, trigonometric"),
         ({"directions": "haar"}, "directions must be one of iid, orthogonal, hadamard, got 'haar'"),
-        ({"gamma": 0.0}, "gamma must be a finite number above 0, got 0.0"),
-        ({"gamma": float("nan")}, "gamma must be a finite number above 0, got nan"),
+        ({"gamma": 0.0}, "gamma must be None or a finite number above 0, got 0.0"),
+        ({"gamma": float("nan")}, "gamma must be None or a finite number above 0, got nan"),
         ({"num_features": 0}, "num_features must be at least 1, got 0"),
     ],
 )

@@ -16,6 +16,7 @@ Source: Choromanski et al. 2021, section 2; Rahimi and Recht 2007 ("trigonometri
 """
 
 import math
+import numbers
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -98,10 +99,11 @@ class RandomKernelFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
             rows=Rows(self.directions),
             regularized=self.regularized,
         )
+        count = self.num_features
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         features = kernel.draw(
             width,
-            self.num_features,
+            int(count) if isinstance(count, numbers.Integral) else count,  # numpy's whole numbers
             generator=torch.Generator().manual_seed(seed),
             dtype=torch.float64,  # so that a seed means the same directions for float32
         )
@@ -121,7 +123,7 @@ class RandomKernelFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         mapped = (_gaussian if self.kernel == "gaussian" else _softmax)(x, features, self.gamma_)
         if not bool(torch.isfinite(mapped).all()):
             raise ValueError(
-                "X must be small enough for the features of the softmax kernel to be finite in "
+                f"X must be small enough for the features of the {self.kernel} kernel to be finite in "
                 f"{X.dtype}, got values up to {float(x.abs().max()):g} with gamma {self.gamma_:g}"
             )
         return mapped.numpy()
@@ -133,8 +135,12 @@ class RandomKernelFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
             value, known = getattr(self, name), get_args(kinds)
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-        if self.gamma is not None and not (math.isfinite(self.gamma) and self.gamma > 0):
-            raise ValueError(f"gamma must be a finite number above 0, got {self.gamma}")
+        gamma = self.gamma
+        is_number = isinstance(gamma, numbers.Real) and math.isfinite(gamma) and gamma > 0
+        if gamma is not None and not is_number:
+            raise ValueError(f"gamma must be None or a finite number above 0, got {gamma!r}")
+        if not isinstance(self.regularized, bool | np.bool_):
+            raise ValueError(f"regularized must be True or False, got {self.regularized!r}")
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -194,6 +194,46 @@ def test_one_call_and_features_apart_agree_from_a_state_on(masks, threads, instr
     assert_near(found[1].sums, wanted[1].sums, 1e-5)
 
 
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_scale_that_is_0_in_float32_hides_keys_all_the_same(is_causal, trains):
+    q, k, v = (draw(1, 2, 9, 8, seed=s) for s in range(3))
+    mask = torch.arange(9)[None] != 2
+    y = performer_attention(
+        q.requires_grad_(trains), k, v, features=features_of(8, 12), is_causal=is_causal,
+        key_mask=mask, scale=1e-46, impl=Impl.CPU,
+    )  # fmt: skip
+    keep = mask[0].float()
+    counts = keep.cumsum(0) if is_causal else keep.sum().expand(9)
+    shown = v * keep[:, None]
+    sums = shown.cumsum(2) if is_causal else shown.sum(2, keepdim=True)
+    assert_near(y, (sums / counts[:, None]).expand_as(v), 1e-5)
+
+
+def test_a_state_that_is_not_all_float32_takes_the_torch_form():
+    q, k, v = (draw(1, 2, 20, 8, seed=s) for s in range(3))
+    features = features_of(8, 12)
+    _, past = performer_attention_chunked(
+        q, k, v, performer_state(1, 2, 8, 8, features, q), features=features
+    )
+    wide = past._replace(k_sum=past.k_sum.double(), log_max=past.log_max.double())
+    wanted = performer_attention_chunked(q, k, v, past, features=features)[0]
+    assert_near(performer_attention_chunked(q, k, v, wide, features=features)[0], wanted, 1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_forward_mode_differentiation_is_refused(is_causal):
+    q, k, v = (draw(1, 2, 9, 8, seed=s) for s in range(3))
+    features = features_of(8, 12)
+
+    def attend(q):
+        return performer_attention(q, k, v, features=features, is_causal=is_causal, impl=Impl.CPU)
+
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        torch.func.jvp(attend, (q,), (torch.ones_like(q),))
+
+
 @pytest.mark.parametrize("factor", [30.0, 1e4])
 def test_any_magnitude_is_near_the_definition(factor, instruction_set):
     q, k, v = factor * draw(1, 2, 60, 32), factor * draw(1, 2, 60, 32, seed=1), draw(1, 2, 60, 8)

@@ -88,3 +88,14 @@ def test_without_gradients_nothing_is_repeated(monkeypatch):
         lm(torch.randint(7, (1, 3)))
     with pytest.raises(TypeError):
         lm(torch.randint(7, (1, 3)))
+
+
+def test_a_graph_may_be_gone_back_twice():
+    model = EncoderLM(
+        7, d_model=8, num_layers=1, num_heads=2, checkpointing=True, mixer="performer"
+    )
+    y = model(torch.tensor([[1, 2, 3, 4, 5]]))
+    weights = list(model.encoder.parameters())
+    first = torch.autograd.grad(y.square().sum(), weights, retain_graph=True)
+    second = torch.autograd.grad(y.square().sum(), weights)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

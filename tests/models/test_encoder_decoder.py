@@ -189,3 +189,15 @@ def test_a_state_of_another_context_or_batch_is_refused(unhooked):
         ValueError, match=r"state must have the batch size of the tokens \(2\), got 1"
     ):
         lm.prefill(torch.zeros(2, 3).long(), lm.init_state(context))
+
+
+def test_the_decoder_has_a_stepper():
+    lm = model("linear")
+    state = lm.init_state(lm.encode(torch.randint(7, (2, 6))))
+    target = torch.randint(5, (2, 4))
+    expected, _ = lm.prefill(target, state)
+    take = lm.decoder.stepper(2, 4)
+    with torch.no_grad():
+        for t in range(4):
+            y, state = take(lm.target_embedding(target[:, t]), state)
+            assert_near(lm.head(y), expected[:, t], 1e-10)

@@ -226,9 +226,9 @@ def _facts(q: Tensor, k: Tensor, v: Tensor | None, heads: Sequence[Head], source
         "k": list(k.shape),
         "v": None if v is None else list(v.shape),
         "queries": int(x.shape[1]),
-        "mean_squared_query": float(x.mean()),
-        "mean_squared_key": float(y.mean()),
-        "largest_squared_length": float(torch.maximum(x.amax(), y.amax())),
+        "mean_squared_query": _finite(float(x.mean())),
+        "mean_squared_key": _finite(float(y.mean())),
+        "largest_squared_length": _finite(float(torch.maximum(x.amax(), y.amax()))),
     }
 
 

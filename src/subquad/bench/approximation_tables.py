@@ -101,7 +101,8 @@ def approximation_tables(result: Json, error: float) -> list[Table]:
 
 def _title(result: Json) -> str:
     facts = result["inputs"]
-    lengths = f"{facts['mean_squared_query']:.3g} and {facts['mean_squared_key']:.3g}"
+    squares = (facts["mean_squared_query"], facts["mean_squared_key"])
+    lengths = " and ".join("infinite" if x is None else f"{x:.3g}" for x in squares)
     return (
         f"{facts['source']}: q {tuple(facts['q'])}, k {tuple(facts['k'])}; after the scale their "
         f"mean squared lengths are {lengths}"

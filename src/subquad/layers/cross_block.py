@@ -106,6 +106,11 @@ class CrossBlock(nn.Module):
         y, past = self.mixer.step_(self._enter(x_t), state.past)
         return self._go_on_one(x_t, y, state, past)
 
+    def stepper(self, batch_size: int) -> Callable[[Tensor, CrossState], tuple[Tensor, CrossState]]:
+        """Return ``step_`` for a loop over tokens."""
+        del batch_size  # nothing is prepared for it
+        return self.step_
+
     def _enter(self, x: Tensor) -> Tensor:
         entered: Tensor = self.mixer_norm(x) if self.norm == "pre" else x
         return entered

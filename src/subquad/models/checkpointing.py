@@ -36,16 +36,22 @@ def _passes(
         yield
         kept.extend(features.projection for features in drawn)
 
-    @contextmanager
-    def second() -> Iterator[None]:
-        now = [features.projection for features in drawn]
-        _put(drawn, kept)
-        try:
-            yield
-        finally:
-            _put(drawn, now)
+    return first(), _PutBack(drawn, kept)
 
-    return first(), second()
+
+class _PutBack:
+    """Earlier draws in their places for a while; entered once for each backward pass."""
+
+    def __init__(self, drawn: list[DrawnFeatures], kept: list[Tensor | None]) -> None:
+        self._drawn, self._kept = drawn, kept
+        self._now: list[list[Tensor | None]] = []
+
+    def __enter__(self) -> None:
+        self._now.append([features.projection for features in self._drawn])
+        _put(self._drawn, self._kept)
+
+    def __exit__(self, *_: object) -> None:
+        _put(self._drawn, self._now.pop())
 
 
 def _put(drawn: list[DrawnFeatures], projections: list[Tensor | None]) -> None:

@@ -35,8 +35,8 @@ def attends_past_natively(
     """Say whether one C++ call does causal FAVOR+, features and sums; it has no gradient."""
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *state)):
         return False
-    may = impl in (Impl.AUTO, Impl.CPU)
-    return may and not _attention_reasons(q, k, v, state[0].dtype)
+    may = impl in (Impl.AUTO, Impl.CPU) and all(x.dtype == torch.float32 for x in state)
+    return may and not _attention_reasons(q, k, v, torch.float32)
 
 
 def maps_natively(x: Tensor, dtype: torch.dtype, impl: Impl) -> bool:

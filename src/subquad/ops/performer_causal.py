@@ -118,6 +118,14 @@ def performer_attention_chunked(
     return y, PerformerState(*sums, keys.log_max[:, :, -1])
 
 
+class _OneCall(torch.autograd.Function):
+    """The call that has no gradient: forward-mode differentiation is refused, not dropped."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        return favor_operators.ATTEND_PAST(*arguments)
+
+
 def _attend_past(
     q: Tensor,
     k: Tensor,
@@ -130,7 +138,7 @@ def _attend_past(
     """Do it in one C++ call, in which the features never reach memory."""
     with no_autocast(v):
         w = directions_of(features, resolve_scale(scale, k.shape[3]), state.kv.dtype)
-        y, denominator, *after = favor_operators.ATTEND_PAST(
+        y, denominator, *after = _OneCall.apply(  # type: ignore[no-untyped-call]
             q, k, v, w.rows, w.half_scale, key_mask, *state
         )
     return _without_tiny(y, denominator), PerformerState(*after)

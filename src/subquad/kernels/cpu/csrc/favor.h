@@ -45,9 +45,8 @@ class Favor {
     void add_keys(int64_t head, int64_t begin, int64_t end, KeySums s) {
         for (int64_t t = begin; t < end; t += TOKENS) {
             const int rows = int(smaller(TOKENS, end - t));
-            projection_.project(c_.key, c_.is_qk_bf16, c_.heads, head, t, rows, size_,
-                                [&](int64_t i) { return is_set(c_.hidden, c_.heads, head, i); });
-            for (int i = 0; i < rows; i++) size_[i] *= c_.half_scale;
+            projection_.project(c_.key, c_.is_qk_bf16, c_.heads, head, t, rows, c_.half_scale,
+                                size_, [&](int64_t i) { return is_set(c_.hidden, c_.heads, head, i); });
             for (int i = 0; i < rows; i++) load_value(c_, head, t + i, v_ + i * vw_);
             for (int j = 0; j < width_; j += LANES) weigh(rows, j, s);
             product<true>(int(c_.features), vw_, rows, {projection_.u, 1, width_}, v_, vw_,
@@ -84,7 +83,7 @@ class Favor {
         for (int64_t m = 0; m < c_.features; m++) level_[m] = s.top[m] - most;
         for (int64_t t = begin; t < end; t += TOKENS) {
             const int rows = int(smaller(TOKENS, end - t));
-            projection_.project(c_.q, c_.is_qk_bf16, c_.heads, head, t, rows, size_,
+            projection_.project(c_.q, c_.is_qk_bf16, c_.heads, head, t, rows, 0, size_,
                                 [](int64_t) { return false; });
             for (int i = 0; i < rows; i++)
                 sum_[i] = exp_row(projection_.u + i * width_, level_, width_);

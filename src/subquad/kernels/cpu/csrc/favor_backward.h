@@ -50,7 +50,7 @@ class FavorBackward {
         for (int m = 0; m < m_; m++) level_[m] = log_sums_[m] - most;
         for (int64_t t = begin; t < end; t += TOKENS) {
             const int rows = int(smaller(TOKENS, end - t));
-            projection_.project(c_.q, c_.is_qk_bf16, c_.heads, head, t, rows, size_,
+            projection_.project(c_.q, c_.is_qk_bf16, c_.heads, head, t, rows, 0, size_,
                                 [](int64_t) { return false; });
             for (int i = 0; i < rows; i++) {
                 float* p = projection_.u + i * width_;
@@ -77,8 +77,8 @@ class FavorBackward {
         }
         for (int64_t t = begin; t < end; t += TOKENS) {
             const int rows = int(smaller(TOKENS, end - t));
-            projection_.project(c_.key, c_.is_qk_bf16, c_.heads, head, t, rows, size_,
-                                [&](int64_t i) { return is_set(c_.hidden, c_.heads, head, i); });
+            projection_.project(c_.key, c_.is_qk_bf16, c_.heads, head, t, rows, c_.half_scale,
+                                size_, [&](int64_t i) { return is_set(c_.hidden, c_.heads, head, i); });
             for (int i = 0; i < rows; i++) load_value(c_, head, t + i, g_ + i * vw_);
             turned_.times(g_, vw_, rows, d_);
             for (int i = 0; i < rows; i++) total_[i] = weigh_key(i);
@@ -127,7 +127,7 @@ class FavorBackward {
     // Row i of u to the weights of its key, of d_ from v . grad s to E; returns the sum of E.
     float weigh_key(int i) {
         float *u = projection_.u + i * width_, *e = d_ + i * width_;
-        const float size = size_[i] * c_.half_scale;
+        const float size = size_[i];
         vf total{};
         for (int j = 0; j < width_; j += LANES) {
             const vf weight = exp_nonpositive(load(u + j) - size - load(log_sums_ + j));

@@ -10,7 +10,7 @@ SUBQUAD_BEGIN
 class FavorMap {
   public:
     explicit FavorMap(const subquad_favor_map& call)
-        : c_(call), map_(call.directions, call.features, call.k, call.half_scale) {}
+        : c_(call), map_(call.directions, call.features, call.k) {}
 
     bool ok() const { return map_.ok(); }
 
@@ -25,7 +25,7 @@ class FavorMap {
     void keys(int64_t head, int64_t begin, int64_t end, float top) {
         each(head, begin, end, [&](int i, int64_t t) {
             float* to = target(i, head, t);
-            top = map_.key(i, squares_[i], top, to);
+            top = map_.key(i, sizes_[i], top, to);
             c_.log_max[head * c_.time + t] = top;
             write(to, head, t);
         });
@@ -33,7 +33,7 @@ class FavorMap {
 
     // The maximum behind keys [begin, end).
     float highest(int64_t head, int64_t begin, int64_t end, float top) {
-        each(head, begin, end, [&](int i, int64_t) { top = map_.raise(i, squares_[i], top); });
+        each(head, begin, end, [&](int i, int64_t) { top = map_.raise(i, sizes_[i], top); });
         return top;
     }
 
@@ -42,7 +42,7 @@ class FavorMap {
     void each(int64_t head, int64_t begin, int64_t end, Row row) {
         for (int64_t t = begin; t < end; t += TOKENS) {
             const int rows = int(smaller(TOKENS, end - t));
-            map_.project(c_.x, c_.is_bf16, c_.heads, head, t, rows, squares_,
+            map_.project(c_.x, c_.is_bf16, c_.heads, head, t, rows, c_.half_scale, sizes_,
                          [&](int64_t i) { return is_set(c_.hidden, c_.heads, head, i); });
             for (int i = 0; i < rows; i++) row(i, t + i);
         }
@@ -64,7 +64,7 @@ class FavorMap {
 
     const subquad_favor_map& c_;
     CausalFeatures map_;
-    float squares_[TOKENS];
+    float sizes_[TOKENS];
 };
 
 inline int drive_favor_map(const subquad_favor_map& c) {

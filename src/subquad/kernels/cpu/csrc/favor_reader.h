@@ -9,7 +9,7 @@ SUBQUAD_BEGIN
 class FavorReader : public Reader {
   public:
     explicit FavorReader(const subquad_linear& call)
-        : Reader(call), map_(call.directions, call.k, call.width, call.half_scale) {}
+        : Reader(call), map_(call.directions, call.k, call.width) {}
 
     bool ok() const { return map_.ok(); }
     bool rotates() const { return false; }
@@ -19,7 +19,7 @@ class FavorReader : public Reader {
 
     void features(const subquad_tensor& x, bool, int64_t head, int64_t t, int rows, float* plain,
                   float*) {
-        map_.project(x, c.is_qk_bf16, c.heads, head, t, rows, squares_,
+        map_.project(x, c.is_qk_bf16, c.heads, head, t, rows, 0, sizes_,
                      [](int64_t) { return false; });
         for (int i = 0; i < rows; i++) map_.query(i, plain + i * kw);
         fill_zero(plain + rows * kw, int64_t(padded(rows) - rows) * kw);
@@ -29,7 +29,7 @@ class FavorReader : public Reader {
         project_keys(head, t, rows);
         for (int i = 0; i < rows; i++) {
             const float before = top_;
-            top_ = map_.key(i, squares_[i], top_, k + i * kw);
+            top_ = map_.key(i, sizes_[i], top_, k + i * kw);
             decay.step[i] = before == top_ ? 1 : std::exp(before - top_);
         }
         fill_zero(k + rows * kw, int64_t(padded(rows) - rows) * kw);
@@ -42,7 +42,7 @@ class FavorReader : public Reader {
         for (int64_t t = begin; t < end; t += CHUNK) {
             const int rows = int(smaller(CHUNK, end - t));
             project_keys(head, t, rows);
-            for (int i = 0; i < rows; i++) top_ = map_.raise(i, squares_[i], top_);
+            for (int i = 0; i < rows; i++) top_ = map_.raise(i, sizes_[i], top_);
         }
         return top_;
     }
@@ -57,12 +57,12 @@ class FavorReader : public Reader {
     static_assert(CHUNK <= TOKENS, "a chunk is projected at once");
 
     void project_keys(int64_t head, int64_t t, int rows) {
-        map_.project(c.key, c.is_qk_bf16, c.heads, head, t, rows, squares_,
+        map_.project(c.key, c.is_qk_bf16, c.heads, head, t, rows, c.half_scale, sizes_,
                      [&](int64_t i) { return is_hidden(head, i); });
     }
 
     CausalFeatures map_;
-    float squares_[TOKENS];
+    float sizes_[TOKENS];
     float top_ = 0;
 };
 

@@ -78,23 +78,23 @@ class Projection {
     // 0 for each feature and -inf for the columns that only fill up u, (width).
     const float* no_padding() const { return no_padding_; }
 
-    // Fill ``u`` (rows, width) for tokens t .. t + rows, and |x|^2 of each into ``squares``, inf
-    // where is_hidden(t), whose u is 0.
+    // Fill ``u`` (rows, width) for tokens t .. t + rows, and half_scale |x|^2 of each into
+    // ``sizes``, inf where is_hidden(t), whose u is 0.
     template <class IsHidden>
     void project(const subquad_tensor& from, bool is_bf16, int64_t heads, int64_t head, int64_t t,
-                 int rows, float* squares, IsHidden is_hidden) {
+                 int rows, float half_scale, float* sizes, IsHidden is_hidden) {
         for (int i = 0; i < rows; i++) {
             float* row = x + i * kw;
             if (is_hidden(t + i)) {
                 fill_zero(row, kw);
-                squares[i] = INFINITY;
+                sizes[i] = INFINITY;
                 continue;
             }
             load_row(from.data, is_bf16, offset(from, heads, head, t + i), k_, kw, row);
             const vf square = dot(row, row, kw);
             float total = 0;
             for (int j = 0; j < LANES; j++) total += square[j];
-            squares[i] = total;
+            sizes[i] = total * half_scale;
         }
         packed_.times(x, kw, rows, u);
     }
@@ -148,8 +148,8 @@ inline float higher(float a, float b) { return a != a || a >= b ? a : b; }
 // Features of causal FAVOR+, row by row of what is projected. All columns beyond the features are 0.
 class CausalFeatures : public Projection {
   public:
-    CausalFeatures(const float* directions, int64_t features, int64_t k, float half_scale)
-        : Projection(directions, features, k), half_scale_(half_scale) {}
+    CausalFeatures(const float* directions, int64_t features, int64_t k)
+        : Projection(directions, features, k) {}
 
     // Softmax over features: a query's own factor cancels.
     void query(int i, float* to) {
@@ -159,9 +159,9 @@ class CausalFeatures : public Projection {
     }
 
     // Below the maximum so far, ``top``; returns the maximum with this key.
-    float key(int i, float square, float top, float* to) {
+    float key(int i, float size, float top, float* to) {
         float* row = u + i * width;
-        const float largest = maximum_of(row), own = largest - square * half_scale_;
+        const float largest = maximum_of(row), own = largest - size;
         top = higher(top, own);
         // Not u - (size + top): where size is so large that largest is lost in it, rounding could
         // make that positive.
@@ -172,8 +172,8 @@ class CausalFeatures : public Projection {
     }
 
     // What ``key`` returns, without the features.
-    float raise(int i, float square, float top) {
-        return higher(top, maximum_of(u + i * width) - square * half_scale_);
+    float raise(int i, float size, float top) {
+        return higher(top, maximum_of(u + i * width) - size);
     }
 
   private:
@@ -196,8 +196,6 @@ class CausalFeatures : public Projection {
         }
         return largest + none;
     }
-
-    const float half_scale_;
 };
 
 SUBQUAD_END
