@@ -99,11 +99,13 @@ class RandomKernelFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
             rows=Rows(self.directions),
             regularized=self.regularized,
         )
-        count = self.num_features
+        count: Any = self.num_features
+        if isinstance(count, np.integer):  # as a grid search gives it
+            count = int(count)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         features = kernel.draw(
             width,
-            int(count) if isinstance(count, numbers.Integral) else count,  # numpy's whole numbers
+            count,
             generator=torch.Generator().manual_seed(seed),
             dtype=torch.float64,  # so that a seed means the same directions for float32
         )
@@ -123,8 +125,8 @@ class RandomKernelFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         mapped = (_gaussian if self.kernel == "gaussian" else _softmax)(x, features, self.gamma_)
         if not bool(torch.isfinite(mapped).all()):
             raise ValueError(
-                f"X must be small enough for the features of the {self.kernel} kernel to be finite in "
-                f"{X.dtype}, got values up to {float(x.abs().max()):g} with gamma {self.gamma_:g}"
+                f"X must be small enough for the features of the {self.kernel} kernel to be finite "
+                f"in {X.dtype}, got values up to {float(x.abs().max()):g} with gamma {self.gamma_:g}"
             )
         return mapped.numpy()
 
