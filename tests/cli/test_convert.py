@@ -5,9 +5,12 @@ import torch
 
 pytest.importorskip("transformers")
 
+from transformers import BertForSequenceClassification
+
 from cases.transformers import bert, llama
 from subquad.cli import main
-from subquad.pretrained import load_converted
+from subquad.experiments.corpus import read_corpus
+from subquad.pretrained import load_converted, load_tokenizer
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 
@@ -112,6 +115,10 @@ def test_a_stopped_conversion_goes_on(tmp_path, text, monkeypatch):
         (["old", "--data", "no.txt"], 1, "data must be a text or FASTA file, found none at no.txt"),
         (["old", "--data", "short.txt"], 1, "must hold at least 3 rows of tokens"),
         (["old", "--data", "short.fasta"], 1, "must be a FASTA file"),
+        (["old", "--data", "bytes.txt"], 1, "data must be a text in UTF-8, got bytes.txt"),
+        (["old", "--data", "other.txt"], 1, "got special ones alone in other.txt"),
+        (["old", "--seq-len", "33"], 1, "seq_len must be at most the model's 32 positions, got 33"),
+        (["classifier"], 1, "or a base model, got a BertForSequenceClassification"),
         (["old", "--kernel", "cosine"], 2, "--kernel must be one of positive, "),
         (["old", "--mixer", "linear", "--num-features", "8"], 2, "left out with the mixer linear"),
         (["old", "--mixer", "softmax"], 2, "--mixer must be one of performer, linear"),
@@ -123,9 +130,49 @@ def test_mistakes(tmp_path, monkeypatch, capsys, words, code, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "short.txt").write_text("A C D")
     (tmp_path / "short.fasta").write_text("A C D")
+    (tmp_path / "bytes.txt").write_bytes(b"\xff")
+    (tmp_path / "other.txt").write_text("x " * 400)
+    classifier = BertForSequenceClassification(bert().config)
+    classifier.save_pretrained(tmp_path / "classifier")
     out = [] if "--out" in words else ["--out", "new"]
+    out += [] if "--seq-len" in words or "--kernel" in words else ["--seq-len", "16"]
     assert main(["convert", *words, *out]) == code
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    return load_tokenizer(save(bert(), tmp_path / "old"))
+
+
+def test_sequences_of_a_causal_model_are_joined(tmp_path, tokenizer):
+    path = tmp_path / "chains.fasta"
+    path.write_text(">a\nACD\n" + ">sp|1| p.Arg>Gly\nACDEF\nGHI\n" * 9)
+    found = read_corpus(path, tokenizer, vocab_size=30, masked=False, seq_len=7)
+    assert set(found.train.lengths) == {8}
+    assert found.train.tokens[:8].tolist() == [5, 6, 7, 3, 5, 6, 7, 8]
+    assert sum(len(part.tokens) for part in (found.train, found.validation, found.test)) == 80
+
+
+def test_what_is_cut_is_said(tmp_path, tokenizer):
+    path = tmp_path / "chains.fasta"
+    path.write_text(">a\nACD\n" + ">b\nACDEFGHI\n" * 9)
+    options = {"vocab_size": 30, "masked": True}
+    cut = read_corpus(path, tokenizer, seq_len=8, **options)
+    assert cut.source.endswith("; 9 sequences cut to their first 6 tokens")
+    assert read_corpus(path, tokenizer, seq_len=10, **options).source.endswith("of the file")
+    tokenizer.cls_token = None  # no frame: the first row is of one token
+    path.write_text(">a\nA\n" + ">b\nACDEFGHI\n" * 9)
+    left_out = read_corpus(path, tokenizer, seq_len=10, **options)
+    assert left_out.source.endswith("; 1 rows of less than 3 tokens left out")
+
+
+def test_ids_that_the_model_lacks(fasta, tokenizer):
+    with pytest.raises(ValueError, match=r"below the model's vocab_size = 20, got 24"):
+        read_corpus(fasta, tokenizer, vocab_size=20, masked=True, seq_len=16)
+    tokenizer.mask_token_id = 30
+    with pytest.raises(ValueError, match=r"below the model's vocab_size = 30, got 30"):
+        read_corpus(fasta, tokenizer, vocab_size=30, masked=True, seq_len=16)
 
 
 def test_approx_looks_at_a_layer(tmp_path, text, capsys):

@@ -5,6 +5,8 @@ import torch
 
 pytest.importorskip("transformers")
 
+from safetensors.torch import load_file, save_file
+
 from cases.transformers import TEXT_MODELS, bert, llama, tokens
 from subquad.pretrained import load_converted, save_converted
 from subquad.pretrained.saving import KERNELS, SwapOptions, load_folder
@@ -85,7 +87,9 @@ def change(folder, **changes):
         ({"model": "AutoConfig"}, "the model's class must be one of transformers"),
         ({"swap": {"mixer": "favor"}}, "mixer must be one of"),
         ({"swap": {"kernel": "cosine"}}, "kernel must be one of positive, "),
+        ({"swap": {"kernel": ["relu"]}}, "kernel must be one of positive, .* got .'relu'."),
         ({"swap": {"colour": 1}}, "unexpected keyword argument 'colour'"),
+        ({"swap": {"seed": "x"}}, "seed must be an int, got 'x'"),
     ],
 )
 def test_a_description_that_does_not_fit(saved, unhooked, changes, message):
@@ -114,6 +118,52 @@ def test_a_folder_of_transformers_is_read_by_its_own_class(tmp_path):
     assert torch.equal(logits(found), logits(model))
     with pytest.raises(FileNotFoundError, match=r"must hold config\.json"):
         load_folder(tmp_path / "none")
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]"])
+def test_a_damaged_config_is_named(saved, text):
+    (saved[1] / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json must be of a model of transformers"):
+        load_converted(saved[1])
+
+
+def test_a_description_that_is_no_object(saved):
+    (saved[1] / "subquad.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"subquad\.json must describe a model: it must be an obj"):
+        load_converted(saved[1])
+
+
+def test_missing_and_misshapen_weights_are_named(tmp_path):
+    bert().save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    given, key = load_file(path), "bert.encoder.layer.0.output.dense.bias"
+    save_file({k: v for k, v in given.items() if k != key}, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"weights of a BertForMaskedLM, it lacks 1: {key}"):
+        load_folder(tmp_path)
+    save_file(given | {key: torch.zeros(3)}, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"{key} of shape \(32,\), got \(3,\)"):
+        load_folder(tmp_path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="must hold the weights of a BertForMaskedLM"):
+        load_folder(tmp_path)
+
+
+def test_a_model_in_half_precision(tmp_path):
+    llama().half().save_pretrained(tmp_path / "old")
+    assert load_folder(tmp_path / "old").dtype == torch.float32
+    options = SwapOptions()
+    save_converted(options.apply(llama()).half(), tmp_path / "new", options)
+    loaded = load_converted(tmp_path / "new")
+    assert loaded.dtype == loaded.config.dtype == torch.float16
+
+
+def test_code_in_a_folder_is_refused_unasked(tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    code = {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
+    (tmp_path / "config.json").write_text(json.dumps(code))
+    (tmp_path / "own.py").write_text("raise SystemExit")
+    with pytest.raises(ValueError, match=r"config\.json must be of a model of transformers"):
+        load_folder(tmp_path)
 
 
 def test_every_kernel_has_a_name_and_draws():

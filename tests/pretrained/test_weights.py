@@ -53,6 +53,15 @@ def test_weights_leave_the_pickle_and_load_as_the_model(tmp_path, monkeypatch):
         load_antiberty(tmp_path)
 
 
+def test_an_empty_tokenizer_is_refused(tmp_path):
+    bert().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="must hold a tokenizer of transformers, found no file"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    with pytest.raises(ValueError, match="with a vocabulary, got 5 special tokens alone"):
+        load_tokenizer(tmp_path)
+
+
 def test_a_pickle_that_would_run_code_is_refused():
     given = files(bert(), other=Path())
     with pytest.raises(Exception, match="Weights only load failed"):

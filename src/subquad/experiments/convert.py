@@ -52,6 +52,7 @@ class Conversion:
 def convert(conversion: Conversion, *, command: list[str], say: Say) -> Json:
     """Convert, write the model and its report to ``conversion.out``, and return what was measured.
 
+    The weights are made float32, as ``load_folder`` does.
     A conversion that was stopped goes on; one that is finished is read.
 
     Raises:
@@ -68,11 +69,13 @@ def convert(conversion: Conversion, *, command: list[str], say: Say) -> Json:
         return done
     source = source_folder(conversion.model)
     pretrained = load_folder(source)
+    _check_model(pretrained, conversion.seq_len)
     corpus = _corpus(conversion, pretrained, source)
     say(corpus.source)
     results: Json = {"model": type(pretrained).__name__, "data": corpus.source}
     before = _task(conversion, pretrained, corpus, None)
     results["before"] = before.evaluate(full=True)
+    before.evaluate(full=False)  # refuses a part without a token to guess before any training
     say(f"before the swap: {_words(results['before'])}")
     task = _task(conversion, pretrained, corpus, conversion.swap)
     results["swapped"] = task.evaluate(full=True)
@@ -94,6 +97,21 @@ def convert(conversion: Conversion, *, command: list[str], say: Say) -> Json:
 def _check_out(folder: Path) -> None:
     if folder.is_dir() and any(folder.iterdir()) and not (folder / TRAINING).is_dir():
         raise ValueError(f"out must be a new folder or one that convert began, got {folder}")
+
+
+def _check_model(model: Any, seq_len: int) -> None:
+    name, config = type(model).__name__, model.config
+    if not _has_logits(model) and model.base_model is not model:
+        raise ValueError(
+            f"MODEL must be a causal or masked language model or a base model, got a {name}"
+        )
+    if getattr(config, "vocab_size", None) is None:
+        raise ValueError(f"MODEL must be a model of tokens, got a {name}")
+    positions = getattr(config, "max_position_embeddings", None) or 0
+    if 0 < positions < seq_len:
+        raise ValueError(
+            f"seq_len must be at most the model's {positions} positions, got {seq_len}"
+        )
 
 
 def source_folder(model: str) -> Path:

@@ -7,6 +7,7 @@ import torch
 from subquad.data.antibodies import load_antibodies
 from subquad.experiments.attention_transfer import ANTIBERTY_IDS, antiberty_rows
 from subquad.experiments.convert import source_folder
+from subquad.experiments.corpus import read_text
 from subquad.pretrained.recording import AttentionInputs, attention_inputs
 from subquad.pretrained.saving import load_folder
 from subquad.pretrained.weights import load_tokenizer
@@ -31,7 +32,7 @@ def layer_input(model: str, layer: int, data: Path | None) -> AttentionInputs:
     if data is not None:
         if not data.is_file():
             raise FileNotFoundError(f"data must be a text file, found none at {data}")
-        text = data.read_text(encoding="utf-8")
+        text = read_text(data)
         longest = min(LONGEST, getattr(pretrained.config, "max_position_embeddings", LONGEST))
         given = load_tokenizer(source)(text, truncation=True, max_length=longest)["input_ids"]
         ids = torch.tensor(given)

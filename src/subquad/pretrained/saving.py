@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
@@ -53,8 +54,10 @@ class SwapOptions:
     layers: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        if self.kernel not in KERNELS:
+        if not isinstance(self.kernel, str) or self.kernel not in KERNELS:
             raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {self.kernel!r}")
+        if not isinstance(self.seed, int):
+            raise TypeError(f"seed must be an int, got {self.seed!r}")
 
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
         """Swap the attention of ``model``, its dropout set to 0; see ``swap``."""
@@ -89,6 +92,7 @@ def save_converted(
         save_model(model, str(path), metadata={"format": "pt"})
     config = model.config.to_dict()
     config["architectures"] = [type(model).__name__]
+    config["dtype"] = str(model.dtype).removeprefix("torch.")
     atomic_write_json(folder / "config.json", config)
     for name in TOKENIZER_FILES if tokenizer_from is not None else ():
         assert tokenizer_from is not None
@@ -105,6 +109,8 @@ def save_converted(
 def load_converted(folder: str | Path) -> PreTrainedModel:
     """Build the model that ``save_converted`` wrote to ``folder``: on the CPU, in evaluation mode.
 
+    Its weights have the precision that they were saved in.
+
     Raises:
         FileNotFoundError: if a file is missing.
         ValueError: if a file is damaged, or of another model than it says.
@@ -113,16 +119,11 @@ def load_converted(folder: str | Path) -> PreTrainedModel:
     for name in (FILE, "config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} must hold {name}, found none")
+    kind, options = _described(folder / FILE)
+    model = _build(kind, folder)
     try:
-        described = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        if described["format"] != FORMAT:
-            raise ValueError(f"format must be {FORMAT!r}, got {described['format']!r}")
-        kind, options = described["model"], SwapOptions(**described["swap"])
-        model = _build(kind, folder)
         options.apply(model)
-    except KeyError as error:
-        raise ValueError(f"{folder / FILE} must describe a model, it lacks {error}") from error
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{folder / FILE} must describe a model: {error}") from error
     try:
         load_model(model, folder / "model.safetensors")
@@ -137,20 +138,37 @@ def load_converted(folder: str | Path) -> PreTrainedModel:
 def load_folder(folder: Path) -> PreTrainedModel:
     """Return the model in a folder of transformers' layout, by the class that its config names.
 
+    Its weights are made float32, whatever their precision in the folder, as training needs it; none
+    of the folder's own code is run.
+
     Raises:
         FileNotFoundError: if there is no config.json.
-        ValueError: if the class or the weights cannot be found.
+        ValueError: if the class or the weights cannot be found, or a weight is missing or of
+            another shape. A base model's pooler alone may be missing: it is drawn at random.
     """
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} must hold config.json, found none")
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    names = config.architectures or [None]
-    found = model_class(names[0])
+    name = (_config(folder).architectures or [None])[0]
+    found = model_class(name)
+    model: PreTrainedModel
     try:
         with no_progress_bar():
-            model: PreTrainedModel = found.from_pretrained(folder, local_files_only=True)
-    except OSError as error:
-        raise ValueError(f"{folder} must hold the weights of a {names[0]}: {error}") from error
+            model, loaded = found.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32,
+                output_loading_info=True, ignore_mismatched_sizes=True,  # refused below, by name
+            )  # fmt: skip
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{folder} must hold the weights of a {name}: {error}") from error
+    missing = sorted(key for key in loaded["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise ValueError(
+            f"{folder} must hold the weights of a {name}, it lacks {len(missing)}: {missing[0]}"
+        )
+    for key, in_file, wanted in loaded["mismatched_keys"]:
+        raise ValueError(
+            f"{folder} must hold the weights of a {name}, {key} of shape {tuple(wanted)}, "
+            f"got {tuple(in_file)}"
+        )
     model.train(False)
     return model
 
@@ -167,7 +185,35 @@ def model_class(name: Any) -> Any:
     return found
 
 
+def _described(path: Path) -> tuple[str, SwapOptions]:
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(described, dict):
+            raise ValueError(f"it must be an object, got {described!r}")
+        if described["format"] != FORMAT:
+            raise ValueError(f"format must be {FORMAT!r}, got {described['format']!r}")
+        model_class(described["model"])
+        return described["model"], SwapOptions(**described["swap"])
+    except KeyError as error:
+        raise ValueError(f"{path} must describe a model, it lacks {error}") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} must describe a model: {error}") from error
+
+
 def _build(kind: str, folder: Path) -> PreTrainedModel:
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    model: PreTrainedModel = model_class(kind)(config)
+    config = _config(folder)
+    try:
+        # In the config's precision; the class itself would make float32 of any.
+        model: PreTrainedModel = model_class(kind)._from_config(config)
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{folder / 'config.json'} must be that of a {kind}: {error}") from error
     return model
+
+
+def _config(folder: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, TypeError, ValueError, AttributeError, KeyError) as error:
+        raise ValueError(
+            f"{folder / 'config.json'} must be of a model of transformers: {error}"
+        ) from error

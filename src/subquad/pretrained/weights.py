@@ -35,6 +35,7 @@ ANTIBERTY_MD5 = {
     "vocab.txt": "f44d2c740169dcdbecaed094674ecd64",
 }
 MINILM_MD5 = {name: md5 for name, (_, md5) in MINILM_MEMBERS.items()}
+_TOKENIZERS = ("*token*", "*vocab*", "*.model")  # names of files
 _TIED = "cls.predictions.decoder.weight"  # transformers ties it to the embedding by itself
 
 
@@ -85,15 +86,26 @@ def load_minilm(folder: Path | None = None) -> BertModel:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Return the tokenizer in a folder of transformers' layout; no network.
+    """Return the tokenizer in a folder of transformers' layout; no network, no code of the folder.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or one that knows nothing but special tokens.
     """
+    # Without these files transformers makes an empty tokenizer of the model's kind.
+    if not any(path.is_file() for pattern in _TOKENIZERS for path in folder.glob(pattern)):
+        raise ValueError(f"{folder} must hold a tokenizer of transformers, found no file of one")
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        found = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{folder} must hold a tokenizer of transformers: {error}") from error
+    special = len(set(found.all_special_ids))
+    if len(found) <= special:
+        raise ValueError(
+            f"{folder} must hold a tokenizer with a vocabulary, got {special} special tokens alone"
+        )
+    return found
 
 
 def _load(kind: Any, folder: Path) -> Any:

@@ -163,6 +163,9 @@ class LanguageModellingTask:
         Args:
             rows: any rows of the task's vocabulary, such as those of families held out.
             at_most: take the first so many; None for all.
+
+        Raises:
+            ValueError: if no token of them is to be guessed.
         """
         device, was_training = next(self.model.parameters()).device, self.model.training
         total = len(rows.starts) if at_most is None else min(at_most, len(rows.starts))
@@ -179,10 +182,12 @@ class LanguageModellingTask:
                 count += part_count
         finally:
             self.model.train(was_training)
-        mean = nats / max(count, 1)
+        if not count:
+            raise ValueError(f"rows must hold a token to guess, got none in {total} rows")
+        mean = nats / count
         return {
             "loss": self.metric(mean),
-            "accuracy": right / max(count, 1),
+            "accuracy": right / count,
             "perplexity": math.exp(min(mean, LARGEST_EXPONENT)),
         }
 
