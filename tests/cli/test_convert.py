@@ -5,9 +5,9 @@ import torch
 
 pytest.importorskip("transformers")
 
-from transformers import BertForSequenceClassification
+from transformers import BertForSequenceClassification, ViTModel
 
-from cases.transformers import bert, llama
+from cases.transformers import bert, llama, vit
 from subquad.cli import main
 from subquad.experiments.corpus import read_corpus
 from subquad.pretrained import load_converted, load_tokenizer
@@ -28,14 +28,14 @@ def save(model, folder):
 @pytest.fixture
 def text(tmp_path):
     path = tmp_path / "letters.txt"
-    path.write_text(" ".join(LETTERS[i * i % 20] for i in range(400)))
+    path.write_text(" ".join(LETTERS[i * i % 20] for i in range(1200)))
     return path
 
 
 @pytest.fixture
 def fasta(tmp_path):
     path = tmp_path / "chains.fasta"
-    path.write_text("".join(f">{i}\n{LETTERS[i % 7 :]}\n{LETTERS[:5]}\n" for i in range(24)))
+    path.write_text("".join(f">{i}\n{LETTERS[i % 7 :]}\n{LETTERS[:5]}\n" for i in range(60)))
     return path
 
 
@@ -118,7 +118,6 @@ def test_a_stopped_conversion_goes_on(tmp_path, text, monkeypatch):
         (["old", "--data", "bytes.txt"], 1, "data must be a text in UTF-8, got bytes.txt"),
         (["old", "--data", "other.txt"], 1, "got special ones alone in other.txt"),
         (["old", "--seq-len", "33"], 1, "seq_len must be at most the model's 32 positions, got 33"),
-        (["classifier"], 1, "or a base model, got a BertForSequenceClassification"),
         (["old", "--kernel", "cosine"], 2, "--kernel must be one of positive, "),
         (["old", "--mixer", "linear", "--num-features", "8"], 2, "left out with the mixer linear"),
         (["old", "--mixer", "softmax"], 2, "--mixer must be one of performer, linear"),
@@ -132,12 +131,31 @@ def test_mistakes(tmp_path, monkeypatch, capsys, words, code, message):
     (tmp_path / "short.fasta").write_text("A C D")
     (tmp_path / "bytes.txt").write_bytes(b"\xff")
     (tmp_path / "other.txt").write_text("x " * 400)
-    classifier = BertForSequenceClassification(bert().config)
-    classifier.save_pretrained(tmp_path / "classifier")
     out = [] if "--out" in words else ["--out", "new"]
     out += [] if "--seq-len" in words or "--kernel" in words else ["--seq-len", "16"]
     assert main(["convert", *words, *out]) == code
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (BertForSequenceClassification, "or a base model, got a BertForSequenceClassification"),
+        (ViTModel, "MODEL must be a model of tokens, got a ViTModel"),
+    ],
+)
+def test_models_of_another_kind(tmp_path, capsys, text, kind, message):
+    config = (vit() if kind is ViTModel else bert()).config
+    save(kind(config), tmp_path / "old")
+    assert convert(tmp_path / "old", "--out", tmp_path / "new", "--data", text) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_part_without_a_token_to_guess_is_refused_before_training(tmp_path, capsys):
+    model, path = save(bert(), tmp_path / "old"), tmp_path / "few.fasta"
+    path.write_text(">a\nA\n" * 20)
+    assert convert(model, "--out", tmp_path / "new", "--data", path) == 1
+    assert "rows must hold a token to guess, got none in " in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -170,9 +188,9 @@ def test_what_is_cut_is_said(tmp_path, tokenizer):
 def test_ids_that_the_model_lacks(fasta, tokenizer):
     with pytest.raises(ValueError, match=r"below the model's vocab_size = 20, got 24"):
         read_corpus(fasta, tokenizer, vocab_size=20, masked=True, seq_len=16)
-    tokenizer.mask_token_id = 30
-    with pytest.raises(ValueError, match=r"below the model's vocab_size = 30, got 30"):
-        read_corpus(fasta, tokenizer, vocab_size=30, masked=True, seq_len=16)
+    tokenizer.add_special_tokens({"mask_token": "[NEW]"})
+    with pytest.raises(ValueError, match=r"below the model's vocab_size = 25, got 25"):
+        read_corpus(fasta, tokenizer, vocab_size=25, masked=True, seq_len=16)
 
 
 def test_approx_looks_at_a_layer(tmp_path, text, capsys):
