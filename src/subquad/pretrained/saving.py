@@ -54,7 +54,7 @@ class SwapOptions:
     layers: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.kernel, str) or self.kernel not in KERNELS:
+        if self.kernel not in tuple(KERNELS):  # a tuple: JSON may give what has no hash
             raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {self.kernel!r}")
         if not isinstance(self.seed, int):
             raise TypeError(f"seed must be an int, got {self.seed!r}")
