@@ -126,7 +126,8 @@ class RandomKernelFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         if not bool(torch.isfinite(mapped).all()):
             raise ValueError(
                 f"X must be small enough for the features of the {self.kernel} kernel to be finite "
-                f"in {X.dtype}, got values up to {float(x.abs().max()):g} with gamma {self.gamma_:g}"
+                f"in {X.dtype}, got values up to {float(x.abs().max()):g} with gamma "
+                f"{self.gamma_:g}"
             )
         return mapped.numpy()
 
