@@ -115,7 +115,7 @@ def test_why_an_operator_cannot_run_is_said(mechanism, reason):
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize(
     "name", ["softmax", "linear-torch", "linear-torch-32", "lsh-2", "local-256", "strided-128",
-             "linformer-256", "performer-256"],
+             "linformer-256", "performer-256", "hybrid-256"],
 )  # fmt: skip
 def test_each_row_is_its_definition(name, is_causal, monkeypatch):
     monkeypatch.setattr(mechanisms, "ROUNDS", (2,))

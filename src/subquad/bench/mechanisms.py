@@ -35,6 +35,7 @@ from subquad.ops.strided_attention import strided_attention, strided_attention_q
 
 Attend = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
 Growth = Callable[[int], float]
+QKV = tuple[Tensor, Tensor, Tensor]
 
 SOFTMAX = "softmax"
 TORCH_FORM = "linear-torch"  # the best of its chunk sizes is "the torch form"
@@ -109,6 +110,10 @@ def mechanisms() -> dict[str, Mechanism]:
         },
         f"local-{WINDOW}": Mechanism(
             attend=_local, definition=_local_definition, cost=partial(_times, 4.0),
+            check_len=2 * WINDOW + 9,
+        ),
+        f"hybrid-{WINDOW}": Mechanism(
+            attend=_hybrid, definition=_hybrid_definition, cost=partial(_times, 3.0),
             check_len=2 * WINDOW + 9,
         ),
         f"strided-{STRIDE}": Mechanism(
@@ -225,6 +230,30 @@ def _local(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
 
 def _local_definition(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
     return local_attention_quadratic(q, k, v, window=WINDOW, is_causal=is_causal)
+
+
+def _hybrid(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
+    """Attend within windows in the first half of the heads, and linearly in the others."""
+    first, second = _halves(q, k, v)
+    return torch.cat(
+        [_local(*first, is_causal), _linear(*second, is_causal, impl=Impl.AUTO)], dim=1
+    )
+
+
+def _hybrid_definition(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
+    first, second = _halves(q, k, v)
+    return torch.cat(
+        [_local_definition(*first, is_causal), linear_definition(*second, is_causal)], dim=1
+    )
+
+
+def _halves(q: Tensor, k: Tensor, v: Tensor) -> tuple[QKV, QKV]:
+    """Return the tensors of the first half of the heads, and those of the others."""
+    heads = q.shape[1]
+    if heads < 2:
+        raise ValueError(f"heads must be at least 2 for a hybrid, got {heads}")
+    half = heads // 2
+    return (q[:, :half], k[:, :half], v[:, :half]), (q[:, half:], k[:, half:], v[:, half:])
 
 
 def _strided(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:

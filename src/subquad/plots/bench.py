@@ -27,6 +27,7 @@ MECHANISM_COLORS = {
     "lsh-8": "#8f3f6d",
     "local-256": "#009e73",
     "performer-256": "#d55e00",
+    "hybrid-256": "#7a5195",
     "strided-128": "#8a8f98",
     "linformer-256": "#e69f00",
 }
