@@ -230,6 +230,7 @@ def test_forward_mode_differentiation_is_refused(is_causal):
     def attend(q):
         return performer_attention(q, k, v, features=features, is_causal=is_causal, impl=Impl.CPU)
 
+    # Which of the two torch raises depends on the form and on torch's version.
     with pytest.raises((RuntimeError, NotImplementedError)):
         torch.func.jvp(attend, (q,), (torch.ones_like(q),))
 

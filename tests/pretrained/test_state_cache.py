@@ -110,5 +110,5 @@ def test_what_it_refuses():
         StateCache(swap(bert()))
     cache = StateCache(swap(gpt2()))
     cache.layers[0].crop(0)
-    with pytest.raises(NotImplementedError, match="crop must be 0, got -2"):
+    with pytest.raises(ValueError, match="crop must be 0, got -2"):
         cache.layers[0].crop(-2)

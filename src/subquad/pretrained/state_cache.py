@@ -123,10 +123,10 @@ class StateLayer(_Layer):  # type: ignore[misc]
         """Refuse: a sum does not give its tokens back.
 
         Raises:
-            NotImplementedError: unless there is nothing to remove.
+            ValueError: unless there is nothing to remove.
         """
         if tokens_to_remove:
-            raise NotImplementedError(
+            raise ValueError(
                 "a state of constant size cannot give tokens back, "
                 f"crop must be 0, got {tokens_to_remove}"
             )
