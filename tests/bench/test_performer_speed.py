@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from subquad.bench import performer_speed
 from subquad.bench.machine import Rates
 from subquad.bench.options import PerformerOptions
 from subquad.bench.performer_speed import least_seconds, measure_performer, new_report
@@ -58,3 +59,18 @@ def test_the_least_time_is_that_of_four_products():
 def test_errors(changes, message):
     with pytest.raises(ValueError, match=message):
         PerformerOptions(**{**TINY, **changes})
+
+
+def test_an_operator_that_is_wrong_is_not_timed(monkeypatch):
+    def wrong(q, k, v, *, features, is_causal):
+        y = performer_speed.performer_attention_quadratic(
+            q, k, v, features=features, is_causal=is_causal
+        )
+        return y * 1.01 if is_causal else y
+
+    monkeypatch.setattr(performer_speed, "performer_attention", wrong)
+    options = PerformerOptions(**TINY)
+    report = new_report(options)
+    with pytest.raises(RuntimeError, match=r"is wrong: its output is .*, and was not timed"):
+        measure_performer(options, report)
+    assert not report.rows

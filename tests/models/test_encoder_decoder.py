@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from helpers import assert_near
-from subquad.layers import LinearCrossAttention, LocalAttention
+from subquad.layers import HybridAttention, LinearCrossAttention, LocalAttention
 from subquad.models import EncoderDecoder
 from subquad.ops.state import load_state, map_state, save_state, state_size_bytes
 
@@ -201,3 +201,17 @@ def test_the_decoder_has_a_stepper():
         for t in range(4):
             y, state = take(lm.target_embedding(target[:, t]), state)
             assert_near(lm.head(y), expected[:, t], 1e-10)
+
+
+def test_a_share_of_softmax_heads_decodes_as_it_trains():
+    lm = model("linear", softmax_share=0.5)
+    kinds = {type(block.mixer) for block in lm.encoder.stack.blocks}
+    assert kinds == {HybridAttention}
+    source, target = torch.randint(7, (2, 6)), torch.randint(5, (2, 7))
+    expected = lm(source, target)
+    logits, state = lm.prefill(target[:, :4], lm.init_state(lm.encode(source)))
+    parts = [logits]
+    for t in range(4, 7):
+        logits, state = lm.step(target[:, t], state)
+        parts.append(logits.unsqueeze(1))
+    assert_near(torch.cat(parts, 1), expected, 1e-10)

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from subquad.bench.check import check_mechanism
 from subquad.bench.machine import Probes, Rates
+from subquad.bench.mechanisms import Mechanism
 from subquad.bench.options import PerformerOptions
 from subquad.bench.results import Report, Row, spread
 from subquad.bench.timing import Progress, interleave, threads
 from subquad.ops.linear_attention import linear_attention, linear_attention_chunked
 from subquad.ops.linear_state import linear_state
-from subquad.ops.performer_attention import performer_attention
+from subquad.ops.performer_attention import performer_attention, performer_attention_quadratic
 from subquad.ops.random_features import SoftmaxKernel
 
 KIND = "performer"
@@ -44,7 +46,12 @@ def new_report(options: PerformerOptions) -> Report:
 def measure_performer(
     options: PerformerOptions, report: Report, *, progress: Progress | None = None
 ) -> None:
-    """Fill ``report``; after a KeyboardInterrupt it holds what was measured until then."""
+    """Fill ``report``; after a KeyboardInterrupt it holds what was measured until then.
+
+    Raises:
+        RuntimeError: if the operator does not do here what its definition says.
+    """
+    _check(options)
     progress = progress or Progress()
     progress.plan(sum(options.lengths) * len(PASSES))
     probes = Probes("cpu", torch.float32)
@@ -61,6 +68,28 @@ def measure_performer(
                 finally:
                     _record(options, report, samples, seq_len, which, probes)
                 progress.advance(seq_len, f"{which}, T = {seq_len}")
+
+
+def _check(options: PerformerOptions) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = SoftmaxKernel().draw(options.head_dim, options.num_features, generator=generator)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
+        return performer_attention(q, k, v, features=features, is_causal=is_causal)
+
+    def definition(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
+        return performer_attention_quadratic(q, k, v, features=features, is_causal=is_causal)
+
+    for is_causal in (False, True):
+        reason, _ = check_mechanism(
+            Mechanism(attend=attend, definition=definition),
+            is_causal=is_causal,
+            device="cpu",
+            dtype=torch.float32,
+            head_dim=options.head_dim,
+        )
+        if reason is not None:
+            raise RuntimeError(f"performer_attention {reason}, and was not timed")
 
 
 def _runs(options: PerformerOptions, seq_len: int, which: str) -> dict[str, Call]:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from subquad.cli import commands
-from subquad.cli.console import complain, say
+from subquad.cli.console import INTERRUPTED, complain, say
 from subquad.cli.parsing import UsageError, choose
 
 # Modules that come with the extra; without them the library works but the command line does not.
@@ -23,7 +23,6 @@ EXPECTED = (
     MemoryError,
     ModuleNotFoundError,
 )
-INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,14 +12,13 @@ from subquad.bench.approximation_options import (
 )
 from subquad.cli.bench_flags import check_out, numbers, words_of
 from subquad.cli.bench_output import progress_bar, show
-from subquad.cli.console import say
+from subquad.cli.console import INTERRUPTED, say
 from subquad.cli.parsing import UsageError, parse
 
 if TYPE_CHECKING:
     from subquad.bench.approximation import Approximation
     from subquad.bench.approximation_inputs import Tokens
 
-INTERRUPTED = 130
 SIZE, DEFAULT = RandomInput(), ApproximationOptions()
 RANDOM_ONLY = ("seq_len", "heads", "head_dim", "norm")
 

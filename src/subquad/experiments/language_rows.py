@@ -13,7 +13,11 @@ from subquad.data.image_set import Bytes
 from subquad.data.proteins import PROTEINS, load_proteins, made_up_proteins
 from subquad.data.token_rows import TokenRows, Vocabulary, block_rows, joined, sequence_rows
 from subquad.experiments.copy_rows import state_facts
-from subquad.experiments.language_options import LanguageOptions, ProteinData
+from subquad.experiments.language_options import (
+    AttentionsOptions,
+    LanguageOptions,
+    ProteinData,
+)
 from subquad.experiments.spec import Json
 from subquad.layers.linformer import LinformerAttention
 from subquad.layers.performer import PerformerAttention
@@ -70,7 +74,7 @@ def blank_parts(options: LanguageOptions, vocabulary: Vocabulary, seq_len: int) 
     )
 
 
-def attention(name: str, options: LanguageOptions, seq_len: int) -> MixerFactory:
+def attention(name: str, options: AttentionsOptions, seq_len: int) -> MixerFactory:
     """Return what builds the attention of that name; see ``language_options.ATTENTIONS``."""
     features: Any = {"num_features": options.num_features}
     if name == "favor+":

@@ -11,6 +11,7 @@ from subquad.experiments import (
     mnist_pixels,
     performer_approximation,
     performer_kernels,
+    performer_pixels,
     performer_protein,
     performer_speed,
     performer_text,
@@ -32,6 +33,7 @@ EXPERIMENTS: dict[str, Experiment[Any]] = {
         performer_protein.EXPERIMENT,
         performer_kernels.EXPERIMENT,
         performer_text.EXPERIMENT,
+        performer_pixels.EXPERIMENT,
         performer_transfer.EXPERIMENT,
     )
 }
@@ -66,5 +68,6 @@ GROUPS: dict[str, tuple[tuple[str, MixerName], ...]] = {
         ("performer-transfer", "performer"),
         ("performer-kernels", "performer"),
         ("performer-text", "performer"),
+        ("performer-pixels", "performer"),
     ),
 }
