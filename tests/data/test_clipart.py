@@ -50,6 +50,13 @@ def test_drawings_that_are_the_same_are_kept_once(tmp_path):
     assert len(images) == len(labels) == 2
 
 
+def test_a_drawing_of_too_many_pixels_is_left_out(tmp_path, monkeypatch):
+    paths = [draw(tmp_path / "animals" / f"{n}.png", size=(n, n)) for n in (10, 12, 30)]
+    monkeypatch.setattr(image, "MAX_IMAGE_PIXELS", 110)  # a warning above, an error above twice
+    images, labels = read_drawings(paths, tmp_path)
+    assert len(images) == len(labels) == 1
+
+
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
