@@ -1,0 +1,227 @@
+"""Position lambdas applied to queries: what a lambda layer sees of where things are.
+
+    lambda_n = sum_m sum_u E[n, m, u] v[m, u]^T,   y_n^h = lambda_n^T q_n^h
+
+E depends on the offset m - n alone: E[n, m, u] = R[:, u, m - n], 0 where the table R ends. So a
+table of 2 G - 1 offsets an axis of G tokens is a global context, a smaller one a local context, the
+same as a convolution of the values with R (zeros beyond the border of the grid).
+
+| form | operations a token and query | memory beyond inputs and outputs |
+|---|---|---|
+| quadratic, the definition | n K U (1 + V) | n^2 K U |
+| by rows | n (K + V) U, or r (K + V) U of a local table's r offsets | B H s n of s queries |
+| by Fourier transform | K V log n / H | the transforms of a few rows k |
+
+No form but the definition holds B n K V numbers.
+
+Axes: B batch, H queries of a token, U intra-depth, N tokens of a grid of 1 to 3 axes, K rows of a
+lambda, V its columns, R offsets. Source: Bello 2021, "LambdaNetworks: modeling long-range
+interactions without attention", sections 3.1 and 3.2, and its lambda convolution.
+"""
+
+import math
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from subquad.ops.feature_maps import no_autocast
+from subquad.ops.lambda_fft import Grid, correlate_apply, padded_sizes
+
+Form = Literal["auto", "quadratic", "einsum", "convolution", "rows", "fft"]
+FORMS: tuple[Form, ...] = get_args(Form)
+DEARER = 4.0  # an operation of a transform over one of a matrix product, in time
+BLOCK = 1 << 22  # weights (B, H, s, N) of a block of queries, in the form by rows
+
+
+def position_interactions_quadratic(
+    q: Float[Tensor, "B H N K"], v: Float[Tensor, "B U N V"], table: Tensor, *, grid: Grid
+) -> Float[Tensor, "B H N V"]:
+    """Compute the definition, a lambda for each token; the other forms are tested against it."""
+    embeddings = pair_embeddings(table, grid)
+    out = []
+    for n in range(q.shape[2]):
+        position_lambda = torch.einsum("mku,bumv->bkv", embeddings[n], v)
+        out.append(torch.einsum("bhk,bkv->bhv", q[:, :, n], position_lambda))
+    return torch.stack(out, 2)
+
+
+def position_interactions_einsum(
+    q: Float[Tensor, "B H N K"], v: Float[Tensor, "B U N V"], table: Tensor, *, grid: Grid
+) -> Float[Tensor, "B H N V"]:
+    """Compute all lambdas at once, as the paper's listing does: B N K V numbers."""
+    lambdas = torch.einsum("nmku,bumv->bnkv", pair_embeddings(table, grid), v)
+    return torch.einsum("bhnk,bnkv->bhnv", q, lambdas)
+
+
+def position_interactions_convolution(
+    q: Float[Tensor, "B H N K"], v: Float[Tensor, "B U N V"], table: Tensor, *, grid: Grid
+) -> Float[Tensor, "B H N V"]:
+    """Compute all lambdas as a convolution of the values with the table: B N K V numbers."""
+    convolve = (F.conv1d, F.conv2d, F.conv3d)[len(grid) - 1]
+    columns = v.permute(0, 3, 1, 2).flatten(0, 1).unflatten(-1, grid)  # (B V, U, *grid)
+    lambdas = convolve(columns, table, padding=[r // 2 for r in table.shape[2:]]).flatten(2)
+    return torch.einsum("bhnk,bvkn->bhnv", q, lambdas.unflatten(0, (len(v), v.shape[3])))
+
+
+def position_interactions_rows(
+    q: Float[Tensor, "B H N K"],
+    v: Float[Tensor, "B U N V"],
+    table: Tensor,
+    *,
+    grid: Grid,
+    block_size: int | None = None,
+) -> Float[Tensor, "B H N V"]:
+    """Compute the weights of a few queries on all values at a time, and never a lambda.
+
+    The backward pass makes the weights again.
+
+    Args:
+        block_size: queries worked on at once; changes speed and memory only.
+    """
+    count = q.shape[2]
+    if block_size is None:
+        a_query = len(q) * q.shape[1] * count * v.shape[1] + count * table.shape[0] * v.shape[1]
+        block_size = max(1, BLOCK // a_query)
+    indices = offset_places(table, grid)
+    flat = F.pad(table.flatten(2), (0, 1))  # the last place is that of offsets beyond the table
+
+    def attend(q: Tensor, v: Tensor, flat: Tensor, rows: Tensor) -> Tensor:
+        weights = torch.einsum("bhsk,kusm->bhusm", q, flat[:, :, rows])
+        return torch.einsum("bhusm,bumv->bhsv", weights, v)
+
+    out = []
+    for start in range(0, count, block_size):
+        part, rows = q[:, :, start : start + block_size], indices[start : start + block_size]
+        if torch.is_grad_enabled() and any(x.requires_grad for x in (q, v, table)):
+            y = checkpoint(attend, part, v, flat, rows, use_reentrant=False)
+        else:
+            y = attend(part, v, flat, rows)
+        out.append(y)
+    return torch.cat(out, 2)
+
+
+def offset_places(table: Tensor, grid: Grid) -> Int[Tensor, "N N"]:
+    """Return for each pair n, m where its embedding lies in the flattened table; see there.
+
+    Offsets beyond the table have the place after the last one.
+    """
+    sizes = tuple(table.shape[2:])
+    places = torch.zeros((), dtype=torch.long, device=table.device)
+    inside = torch.ones((), dtype=torch.bool, device=table.device)
+    for axis, (length, size) in enumerate(zip(grid, sizes, strict=True)):
+        at = torch.arange(length, device=table.device)
+        offset = at[None, :] - at[:, None] + size // 2
+        shape = [1] * (2 * len(grid))
+        shape[axis] = shape[len(grid) + axis] = length
+        offset = offset.reshape(shape)
+        places = places * size + offset
+        inside = inside & (offset >= 0) & (offset < size)
+    count = math.prod(grid)
+    return places.masked_fill(~inside, math.prod(sizes)).reshape(count, count)
+
+
+def pair_embeddings(table: Tensor, grid: Grid) -> Float[Tensor, "N N K U"]:
+    """Return E, the embedding of each pair: N^2 K U numbers."""
+    places = offset_places(table, grid)
+    return F.pad(table.flatten(2), (0, 1))[:, :, places].permute(2, 3, 0, 1)
+
+
+def position_interactions(
+    q: Float[Tensor, "B H N K"],
+    v: Float[Tensor, "B U N V"],
+    table: Tensor,
+    *,
+    grid: Grid,
+    form: Form = "auto",
+) -> Float[Tensor, "B H N V"]:
+    """Apply the position lambda of each token to its queries.
+
+    Args:
+        q: queries (B, H, N, K).
+        v: values (B, U, N, V).
+        table: embeddings by offset (K, U, *R), one odd R for each axis of the grid; the offset 0 is
+            in the middle.
+        grid: the axes of the tokens, whose product is N, the last one running fastest.
+        form: how it is computed; "auto" chooses by shape between "rows" and "fft".
+
+    Returns:
+        (B, H, N, V).
+
+    Raises:
+        TypeError: if a dtype does not fit.
+        ValueError: if a shape, device or the form does not fit.
+    """
+    check_position_inputs(q, v, table, grid)
+    if form not in FORMS:
+        raise ValueError(f"form must be among {', '.join(FORMS)}, got {form!r}")
+    table = _cropped(table, grid)
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    with no_autocast(q):
+        wide = (q.to(dtype), v.to(dtype), table.to(dtype))
+        y = _FORMS[_chosen(form, q, v, table, grid)](*wide, grid=grid)
+    return y.to(v.dtype)
+
+
+def _fft(q: Tensor, v: Tensor, table: Tensor, *, grid: Grid) -> Tensor:
+    return correlate_apply(q, v, table, grid)
+
+
+_FORMS = {
+    "quadratic": position_interactions_quadratic,
+    "einsum": position_interactions_einsum,
+    "convolution": position_interactions_convolution,
+    "rows": position_interactions_rows,
+    "fft": _fft,
+}
+
+
+def _chosen(form: Form, q: Tensor, v: Tensor, table: Tensor, grid: Grid) -> Form:
+    """Return the form; AUTO's is the one of fewer operations, a transform's counted dearer."""
+    if form != "auto":
+        return form
+    heads, count, rows, columns = q.shape[1], q.shape[2], q.shape[3], v.shape[3]
+    padded = math.prod(padded_sizes(grid, tuple(table.shape[2:])))
+    products = heads * count * count * (rows + columns) * v.shape[1]
+    transforms = rows * columns * padded * math.log2(padded) + heads * count * rows * columns
+    return "rows" if products < DEARER * transforms else "fft"
+
+
+def _cropped(table: Tensor, grid: Grid) -> Tensor:
+    """Leave out the offsets that no pair of tokens of the grid has."""
+    for axis, length in enumerate(grid, start=2):
+        half = min(table.shape[axis] // 2, length - 1)
+        table = table.narrow(axis, table.shape[axis] // 2 - half, 2 * half + 1)
+    return table
+
+
+def check_position_inputs(q: Tensor, v: Tensor, table: Tensor, grid: Grid) -> None:
+    """Require what ``position_interactions`` takes; errors as there."""
+    for name, x in (("q", q), ("v", v), ("table", table)):
+        if not x.is_floating_point():
+            raise TypeError(f"{name} must be of floating point, got {x.dtype}")
+    for name, x in (("q", q), ("v", v)):
+        if x.dim() != 4:
+            raise ValueError(f"{name} must have four axes, got shape {tuple(x.shape)}")
+    if not 1 <= len(grid) <= 3 or min(grid) < 1:
+        raise ValueError(f"grid must have 1 to 3 axes of at least 1 token, got {tuple(grid)}")
+    tokens = math.prod(grid)
+    if q.shape[2] != tokens or v.shape[2] != tokens or len(q) != len(v):
+        raise ValueError(
+            f"q and v must have the {tokens} tokens of the grid and one batch size, "
+            f"got {tuple(q.shape)} and {tuple(v.shape)}"
+        )
+    wanted = (q.shape[3], v.shape[1])
+    if tuple(table.shape[:2]) != wanted or table.dim() != 2 + len(grid):
+        raise ValueError(
+            f"table must have the shape (K, U, *R) = {wanted} and {len(grid)} axes of offsets, "
+            f"got {tuple(table.shape)}"
+        )
+    if any(size % 2 == 0 for size in table.shape[2:]):
+        raise ValueError(f"table must have odd axes of offsets, got {tuple(table.shape[2:])}")
+    for name, x in (("v", v), ("table", table)):
+        if x.device != q.device:
+            raise ValueError(f"{name} must be on the device of q, {q.device}, got {x.device}")
