@@ -65,13 +65,20 @@ def published_weights(keys: dict[str, list[int]], seed: int) -> dict[str, Tensor
     weights = {}
     for i, (key, shape) in enumerate(sorted(keys.items())):
         z = np.random.RandomState(1000 * seed + i).standard_normal(int(np.prod(shape)))
-        z = z.reshape(shape)
-        if len(shape) > 1:
-            z = z / np.prod(shape[1:]) ** 0.5
-        else:
-            z = 1 + 0.1 * z if key.endswith("weight") else 0.05 * z
-        weights[key] = torch.tensor(z)
+        weights[key] = torch.tensor(_published(key, z.reshape(shape)))
     return weights
+
+
+def _published(key: str, z: Any) -> Any:
+    if key.endswith("num_batches_tracked"):
+        return np.zeros((), np.int64)
+    if key.endswith("running_var"):
+        return 1 + 0.2 * np.tanh(z)
+    if key.endswith("running_mean"):
+        return 0.1 * z
+    if z.ndim > 1:
+        return z / np.prod(z.shape[1:]) ** 0.5
+    return 1 + 0.1 * z if key.endswith("weight") else 0.05 * z
 
 
 def leaves(*tensors: Tensor | None) -> list[Tensor]:

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 Grid = tuple[int, ...]
+Part = tuple[slice, ...]
 SLICE = 1 << 23  # numbers of a transform held at once, unless a single row k needs more
 
 
@@ -45,9 +46,9 @@ def correlate_apply(q: Tensor, v: Tensor, table: Tensor, grid: Grid) -> Tensor:
 
 def padded_sizes(grid: Grid, table_sizes: Grid) -> Grid:
     """Return the axes of the transforms, long enough that no offset wraps around onto the grid."""
-    sizes = [_fast(g + r // 2) for g, r in zip(grid, table_sizes, strict=True)]
-    sizes[-1] += sizes[-1] % 2  # a real transform is best of even length
-    return tuple(sizes)
+    least = [g + r // 2 for g, r in zip(grid, table_sizes, strict=True)]
+    # The last axis is a real transform, which is best of even length.
+    return (*map(_fast, least[:-1]), 2 * _fast((least[-1] + 1) // 2))
 
 
 class _CorrelateApply(torch.autograd.Function):
@@ -71,7 +72,9 @@ class _CorrelateApply(torch.autograd.Function):
         sizes = padded_sizes(grid, tuple(table.shape[2:]))
         values, kernels = _values(v, grid, sizes), _kernels(table, sizes)
         grad = grad.transpose(2, 3).contiguous()
-        grad_q = torch.empty(q.shape[0], q.shape[1], q.shape[3], q.shape[2], dtype=q.dtype, device=q.device)
+        grad_q = torch.empty(
+            q.shape[0], q.shape[1], q.shape[3], q.shape[2], dtype=q.dtype, device=q.device
+        )
         grad_values, grad_kernels = torch.zeros_like(values), torch.empty_like(kernels)
         for rows in _slices(len(table), values):
             lambdas = _lambdas(values, kernels[rows], grid, sizes)
@@ -126,7 +129,9 @@ def _offsets(placed: Tensor, table_sizes: Grid) -> Tensor:
     return table.flip(tuple(range(2, table.dim())))
 
 
-def _corners(table_sizes: Grid, sizes: Grid) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+def _corners(
+    table_sizes: Grid, sizes: Grid
+) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
     """Tell where in a circle of ``sizes`` the parts of a table centred at 0 lie, and which."""
     halves = [(size, r // 2) for size, r in zip(sizes, table_sizes, strict=True)]
     axes = [

@@ -5,8 +5,8 @@
     y_n^h      = (lambda_c + lambda_n)^T q_n^h                for each of the token's H queries
 
 Keys are normalised over the context, each of their K channels by itself; queries and embeddings are
-not. There is one set of keys and values for all queries, not one a head. With an intra-depth U keys,
-values and embeddings have U slices, over which both lambdas are sums.
+not. There is one set of keys and values for all queries, not one a head. With an intra-depth U
+keys, values and embeddings have U slices, over which both lambdas are sums.
 
 Axes: B batch, H queries of a token, U intra-depth, N tokens, M tokens of the context, K rows of a
 lambda, V its columns. Source: Bello 2021, "LambdaNetworks: modeling long-range interactions without

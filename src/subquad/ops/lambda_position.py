@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from subquad.ops.checks import check_batch_size
 from subquad.ops.feature_maps import no_autocast
 from subquad.ops.lambda_fft import Grid, correlate_apply, padded_sizes
 
@@ -126,7 +127,12 @@ def offset_places(table: Tensor, grid: Grid) -> Int[Tensor, "N N"]:
 
 def pair_embeddings(table: Tensor, grid: Grid) -> Float[Tensor, "N N K U"]:
     """Return E, the embedding of each pair: N^2 K U numbers."""
-    places = offset_places(table, grid)
+    return pair_rows(table, grid, torch.arange(math.prod(grid), device=table.device))
+
+
+def pair_rows(table: Tensor, grid: Grid, rows: Int[Tensor, " R"]) -> Float[Tensor, "R N K U"]:
+    """Return the embeddings of the pairs of some tokens n with all m."""
+    places = offset_places(table, grid)[rows]
     return F.pad(table.flatten(2), (0, 1))[:, :, places].permute(2, 3, 0, 1)
 
 
@@ -167,6 +173,8 @@ def position_interactions(
 
 
 def _fft(q: Tensor, v: Tensor, table: Tensor, *, grid: Grid) -> Tensor:
+    if not len(q):  # which no transform takes
+        return position_interactions_rows(q, v, table, grid=grid)
     return correlate_apply(q, v, table, grid)
 
 
@@ -203,25 +211,26 @@ def check_position_inputs(q: Tensor, v: Tensor, table: Tensor, grid: Grid) -> No
     for name, x in (("q", q), ("v", v), ("table", table)):
         if not x.is_floating_point():
             raise TypeError(f"{name} must be of floating point, got {x.dtype}")
-    for name, x in (("q", q), ("v", v)):
-        if x.dim() != 4:
-            raise ValueError(f"{name} must have four axes, got shape {tuple(x.shape)}")
+        if x.device != q.device:
+            raise ValueError(f"{name} must be on the device of q ({q.device}), got {x.device}")
     if not 1 <= len(grid) <= 3 or min(grid) < 1:
         raise ValueError(f"grid must have 1 to 3 axes of at least 1 token, got {tuple(grid)}")
-    tokens = math.prod(grid)
-    if q.shape[2] != tokens or v.shape[2] != tokens or len(q) != len(v):
+    shapes = (tuple(q.shape), tuple(v.shape))
+    if q.dim() != 4 or v.dim() != 4 or {x[2] for x in shapes} != {math.prod(grid)}:
         raise ValueError(
-            f"q and v must have the {tokens} tokens of the grid and one batch size, "
-            f"got {tuple(q.shape)} and {tuple(v.shape)}"
+            f"q and v must have the shapes (B, H, N, K) and (B, U, N, V) with the N = "
+            f"{math.prod(grid)} tokens of the grid, got {shapes[0]} and {shapes[1]}"
         )
-    wanted = (q.shape[3], v.shape[1])
-    if tuple(table.shape[:2]) != wanted or table.dim() != 2 + len(grid):
+    check_batch_size("v", v, "q", q)
+    _check_table(table, (q.shape[3], v.shape[1]), len(grid))
+
+
+def _check_table(table: Tensor, rows_and_depth: tuple[int, int], num_axes: int) -> None:
+    sizes = tuple(table.shape[2:])
+    if tuple(table.shape[:2]) != rows_and_depth or len(sizes) != num_axes:
         raise ValueError(
-            f"table must have the shape (K, U, *R) = {wanted} and {len(grid)} axes of offsets, "
+            f"table must have the shape (K, U) = {rows_and_depth} and {num_axes} axes of offsets, "
             f"got {tuple(table.shape)}"
         )
-    if any(size % 2 == 0 for size in table.shape[2:]):
-        raise ValueError(f"table must have odd axes of offsets, got {tuple(table.shape[2:])}")
-    for name, x in (("v", v), ("table", table)):
-        if x.device != q.device:
-            raise ValueError(f"{name} must be on the device of q, {q.device}, got {x.device}")
+    if any(size % 2 == 0 for size in sizes):
+        raise ValueError(f"table must have odd axes of offsets, got {sizes}")
