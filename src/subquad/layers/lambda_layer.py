@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from subquad.ops.checks import check_key_mask, check_positive
+from subquad.ops.lambda_fft import Grid
 from subquad.ops.lambda_layer import apply_content, content_lambda
-from subquad.ops.lambda_position import Form, Grid, pair_rows, position_interactions
+from subquad.ops.lambda_position import Form, pair_rows, position_interactions
 
 RESAMPLING = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -209,7 +210,7 @@ class LambdaLayer(nn.Module):
             raise ValueError(f"grid must have {self.num_axes} axes, got {tuple(grid)}")
         table = self.table.detach().transpose(0, 1).flatten(0, 1).unsqueeze(0)
         table = F.interpolate(table, sizes, mode=RESAMPLING[self.num_axes], align_corners=True)
-        table = table.squeeze(0).unflatten(0, (self.intra_depth, self.head_dim)).transpose(0, 1)
+        table = table.reshape(self.intra_depth, self.head_dim, *sizes).transpose(0, 1)
         self.table = nn.Parameter(table.contiguous())
 
     def extra_repr(self) -> str:
@@ -231,10 +232,10 @@ class LambdaLayer(nn.Module):
         check_key_mask(key_mask, x, len(x), tokens.shape[2])
         if key_mask is not None:
             tokens = tokens.masked_fill(~key_mask.unsqueeze(1), 0)
-        q, k, v = (self.qkv.weight @ tokens).split(self.widths, dim=1)
+        q, k, v = torch.split(self.qkv.weight @ tokens, list(self.widths), dim=1)
         q, v = _normalised(self.norm_q, q, key_mask), _normalised(self.norm_v, v, key_mask)
         parts = ((q, self.num_heads), (k, self.intra_depth), (v, self.intra_depth))
-        q, k, v = (y.unflatten(1, (count, -1)).transpose(2, 3) for y, count in parts)
+        q, k, v = (_by_head(y, count) for y, count in parts)
         return q, k, v
 
     def _interact(self, q: Tensor, lambdas: Lambdas) -> Float[Tensor, "B H N V"]:
@@ -251,7 +252,7 @@ class LambdaLayer(nn.Module):
         return y
 
     def _merge(self, y: Tensor, x: Tensor) -> Tensor:
-        return y.transpose(2, 3).flatten(1, 2).unflatten(-1, x.shape[2:])
+        return y.transpose(2, 3).reshape(len(x), self.out_channels, *x.shape[2:])
 
     def _table(self, grid: Grid) -> Tensor:
         """Return the table, which must reach as far as the grid if it is not local."""
@@ -263,6 +264,11 @@ class LambdaLayer(nn.Module):
                 "resample(grid) stretches the table"
             )
         return self.table
+
+
+def _by_head(x: Tensor, count: int) -> Tensor:
+    """Return (B, channels, N) as (B, count, N, channels / count), a view."""
+    return x.reshape(len(x), count, x.shape[1] // count, x.shape[2]).transpose(2, 3)
 
 
 def _table_sizes(
@@ -290,6 +296,5 @@ def _normalised(norm: nn.Module | None, x: Tensor, key_mask: Tensor | None) -> T
         return x if norm is None else norm(x)
     channels_last = x.transpose(1, 2)
     kept = norm(channels_last[key_mask])
-    return (
-        torch.zeros_like(channels_last).masked_scatter(key_mask.unsqueeze(-1), kept).transpose(1, 2)
-    )
+    zeros = torch.zeros_like(channels_last)
+    return zeros.masked_scatter(key_mask.unsqueeze(-1), kept).transpose(1, 2)

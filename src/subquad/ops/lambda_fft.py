@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 
 Grid = tuple[int, ...]
 Part = tuple[slice, ...]
+ALL = (slice(None), slice(None))  # of the table's first two axes
 SLICE = 1 << 23  # numbers of a transform held at once, unless a single row k needs more
 
 
@@ -81,7 +82,7 @@ class _CorrelateApply(torch.autograd.Function):
             for i, k in enumerate(range(rows.start, rows.stop)):
                 grad_q[:, :, k] = torch.einsum("bhvn,bvn->bhn", grad, lambdas[i])
                 lambdas[i] = torch.einsum("bhvn,bhn->bvn", grad, q[..., k])
-            back = _transform(lambdas.unflatten(-1, grid), sizes)
+            back = _transform(_on(grid, lambdas), sizes)
             # The transform of a correlation with real numbers: conjugates.
             grad_values += torch.einsum("ku...,kbv...->buv...", kernels[rows].conj(), back)
             grad_kernels[rows] = torch.einsum("buv...,kbv...->ku...", values.conj(), back)
@@ -110,14 +111,15 @@ def _lambdas(values: Tensor, kernels: Tensor, grid: Grid, sizes: Grid) -> Tensor
 
 
 def _values(v: Tensor, grid: Grid, sizes: Grid) -> Tensor:
-    return _transform(v.transpose(2, 3).unflatten(-1, grid), sizes)
+    return _transform(_on(grid, v.transpose(2, 3)), sizes)
 
 
 def _kernels(table: Tensor, sizes: Grid) -> Tensor:
     """Return the transform of the table, offset d at place -d, as a convolution takes it."""
     placed = table.new_zeros(*table.shape[:2], *sizes)
+    flipped = table.flip(tuple(range(2, table.dim())))
     for into, of in _corners(tuple(table.shape[2:]), sizes):
-        placed[(..., *into)] = table.flip(tuple(range(2, table.dim())))[(..., *of)]
+        placed[ALL + into] = flipped[ALL + of]
     return _transform(placed, sizes)
 
 
@@ -125,7 +127,7 @@ def _offsets(placed: Tensor, table_sizes: Grid) -> Tensor:
     """Return the table whose offset d is at place -d: the other way."""
     table = placed.new_empty(*placed.shape[:2], *table_sizes)
     for of, into in _corners(table_sizes, tuple(placed.shape[2:])):
-        table[(..., *into)] = placed[(..., *of)]
+        table[ALL + into] = placed[ALL + of]
     return table.flip(tuple(range(2, table.dim())))
 
 
@@ -134,7 +136,7 @@ def _corners(
 ) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
     """Tell where in a circle of ``sizes`` the parts of a table centred at 0 lie, and which."""
     halves = [(size, r // 2) for size, r in zip(sizes, table_sizes, strict=True)]
-    axes = [
+    axes: list[Any] = [
         ((slice(size - half, size), slice(0, half)), (slice(0, half + 1), slice(half, None)))
         for size, half in halves
     ]
@@ -142,9 +144,13 @@ def _corners(
         yield tuple(into for into, _ in corner), tuple(of for _, of in corner)
 
 
+def _on(grid: Grid, x: Tensor) -> Tensor:
+    return x.reshape(*x.shape[:-1], *grid)
+
+
 def _transform(x: Tensor, sizes: Grid) -> Tensor:
     """Return the real transform, the last axis first: what is all padding is never transformed."""
-    z = torch.fft.rfft(x, n=sizes[-1], dim=-1)
+    z: Tensor = torch.fft.rfft(x, n=sizes[-1], dim=-1)
     for axis, size in enumerate(reversed(sizes[:-1]), start=2):
         z = torch.fft.fft(z, n=size, dim=-axis)
     return z
@@ -155,7 +161,8 @@ def _invert(z: Tensor, sizes: Grid, grid: Grid) -> Tensor:
     for axis, size in reversed(list(enumerate(reversed(sizes[:-1]), start=2))):
         z = torch.fft.ifft(z, dim=-axis).narrow(-axis, 0, grid[-axis])
         assert size >= grid[-axis]
-    return torch.fft.irfft(z, n=sizes[-1], dim=-1)[..., : grid[-1]]
+    x: Tensor = torch.fft.irfft(z, n=sizes[-1], dim=-1)
+    return x[..., : grid[-1]]
 
 
 def _fast(least: int) -> int:

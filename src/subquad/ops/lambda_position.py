@@ -63,9 +63,12 @@ def position_interactions_convolution(
 ) -> Float[Tensor, "B H N V"]:
     """Compute all lambdas as a convolution of the values with the table: B N K V numbers."""
     convolve = (F.conv1d, F.conv2d, F.conv3d)[len(grid) - 1]
-    columns = v.permute(0, 3, 1, 2).flatten(0, 1).unflatten(-1, grid)  # (B V, U, *grid)
+    columns = v.permute(0, 3, 1, 2).flatten(0, 1)
+    columns = columns.reshape(*columns.shape[:2], *grid)  # (B V, U, *grid)
     lambdas = convolve(columns, table, padding=[r // 2 for r in table.shape[2:]]).flatten(2)
-    return torch.einsum("bhnk,bvkn->bhnv", q, lambdas.unflatten(0, (len(v), v.shape[3])))
+    return torch.einsum(
+        "bhnk,bvkn->bhnv", q, lambdas.reshape(len(v), v.shape[3], *lambdas.shape[1:])
+    )
 
 
 def position_interactions_rows(
