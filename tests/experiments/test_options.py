@@ -6,6 +6,7 @@ import pytest
 from subquad.experiments.copy_task import EXPERIMENT as COPY
 from subquad.experiments.mnist_pixels import EXPERIMENT as MNIST
 from subquad.experiments.options import (
+    UNROTATED,
     ModelOptions,
     Positions,
     RowsOptions,
@@ -43,9 +44,9 @@ def test_every_preset_is_valid_and_the_same_for_all_mixers(name, scale):
         if isinstance(options, RowsOptions):  # the mixers are in its rows
             assert options == presets[0]
         else:
-            model = options.model if mixer == "lstm" else presets[0].model  # of other positions
+            model = options.model if mixer in UNROTATED else presets[0].model  # of other positions
             assert options == dataclasses.replace(presets[0], mixer=mixer, model=model)
-            assert "rotary" not in options.model.positions or mixer != "lstm"
+            assert "rotary" not in options.model.positions or mixer not in UNROTATED
         assert options.scale == scale
         assert options.model.d_model % options.model.num_heads == 0
         train_config(options)

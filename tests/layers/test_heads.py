@@ -9,8 +9,10 @@ from helpers import assert_near
 from subquad.layers import MIXERS, CausalMixer, LearnedFeatureMap, LinearAttention, Mixer
 from subquad.layers.registry import mixer_factory
 
-# The others have tests of their own: an LSTM has no heads, Linformer no state.
-ATTENTION = {name: build for name, build in MIXERS.items() if name not in {"lstm", "linformer"}}
+# The others have tests of their own: an LSTM has no heads, lambdas have one set of keys and values,
+# Linformer has no state.
+OTHERS = {"lstm", "lambda", "linformer"}
+ATTENTION = {name: build for name, build in MIXERS.items() if name not in OTHERS}
 WITH_STATE = {name: build for name, build in ATTENTION.items() if not name.startswith("lsh-")}
 mixers = pytest.mark.parametrize("build", ATTENTION.values(), ids=ATTENTION)
 mixers_with_state = pytest.mark.parametrize("build", WITH_STATE.values(), ids=WITH_STATE)
@@ -161,7 +163,9 @@ def test_projections_start_within_the_glorot_bound_of_each_matrix_and_without_bi
         assert (projection.bias == 0).all()
 
 
-SHARING = [name for name in MIXERS if name != "lstm" and not name.startswith("lsh-")]
+SHARING = [
+    name for name in MIXERS if name not in {"lstm", "lambda"} and not name.startswith("lsh-")
+]
 
 
 def without_rows_of_k(state, qk):

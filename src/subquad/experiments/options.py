@@ -96,12 +96,15 @@ class TrainOptions:
             raise ValueError(f"beta2 must be at least 0 and below 1, got {self.beta2:g}")
 
 
+UNROTATED = ("lambda", "lstm")
+
+
 def suited_to(mixer: MixerName, model: ModelOptions) -> ModelOptions:
-    """Return ``model`` with positions that ``mixer`` can take: an LSTM has nothing to rotate."""
+    """Return ``model`` with positions that ``mixer`` can take; some have nothing to rotate."""
     without_rotary: dict[Positions, Positions] = {
         "rotary": "sinusoidal", "learned-rotary": "learned",
     }  # fmt: skip
-    if mixer != "lstm" or model.positions not in without_rotary:
+    if mixer not in UNROTATED or model.positions not in without_rotary:
         return model
     return replace(model, positions=without_rotary[model.positions])
 

@@ -29,6 +29,7 @@ MIXER_HELP: dict[str, str] = {
     "lsh-1": "the Reformer's LSH attention, 1 round; it cannot generate",
     "lsh-4": "the same, 4 rounds",
     "lsh-8": "the same, 8 rounds",
+    "lambda": "a lambda layer: content of all tokens, position of the last 64",
     "lstm": "a recurrent network, torch's LSTM",
 }
 if TYPE_CHECKING:

@@ -2,6 +2,8 @@
 
 from subquad.layers.attention_rows import attention_rows
 from subquad.layers.hybrid import HybridAttention
+from subquad.layers.lambda_layer import LambdaLayer
+from subquad.layers.lambda_mixer import LambdaMixer
 from subquad.layers.learned_feature_map import LearnedFeatureMap
 from subquad.layers.linear_attention import LinearAttention, LinearCrossAttention
 from subquad.layers.linformer import LinformerAttention
@@ -21,6 +23,8 @@ __all__ = [
     "HybridAttention",
     "LSHAttention",
     "LSTMMixer",
+    "LambdaLayer",
+    "LambdaMixer",
     "LearnedFeatureMap",
     "LinearAttention",
     "LinearCrossAttention",

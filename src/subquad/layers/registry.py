@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from subquad.layers.hybrid import HybridAttention
+from subquad.layers.lambda_mixer import LambdaMixer
 from subquad.layers.linear_attention import LinearAttention
 from subquad.layers.linformer import LinformerAttention
 from subquad.layers.local_attention import LocalAttention
@@ -31,6 +32,7 @@ MIXERS: dict[str, MixerFactory] = {
     "lsh-1": partial(LSHAttention, num_hashes=1),
     "lsh-4": partial(LSHAttention, num_hashes=4),
     "lsh-8": partial(LSHAttention, num_hashes=8),
+    "lambda": LambdaMixer,
     "lstm": LSTMMixer,
 }
 
