@@ -35,7 +35,7 @@ def tradeoff_figure(
     """Return a panel for each of ``panels``, with its points and their names.
 
     Args:
-        panels: points by the panel's title; a panel without points stays empty.
+        panels: points by the panel's title; a panel without points says so.
         xlabel: of all panels.
         ylabels: by the panel's title.
         joined: a line through the points, in the order given.
@@ -52,6 +52,10 @@ def tradeoff_figure(
         axes.set_title(title, fontsize=10, color=TEXT)
         axes.set_xlabel(xlabel, fontsize=10, color=TEXT)
         axes.set_ylabel(ylabels[title], fontsize=10, color=TEXT)
+        if not points:
+            axes.set(xticks=[], yticks=[])
+            middle = {"ha": "center", "va": "center", "transform": axes.transAxes}
+            axes.text(0.5, 0.5, "no row of it ended", fontsize=10, color=TEXT, **middle)
     figure.draw_without_rendering()  # until then no point has its place
     for axes, points in zip(figure.axes, panels.values(), strict=True):
         _name_points(axes, points)
