@@ -16,7 +16,7 @@ from subquad.models import (
     save_model,
 )
 
-MODELS = "PixelModel, DecoderLM, EncoderLM, EncoderDecoder"
+MODELS = "PixelModel, DecoderLM, EncoderLM, EncoderDecoder, LambdaResNet"
 SIZES = {"d_model": 16, "num_layers": 1, "num_heads": 2, "d_ff": 16}
 
 
@@ -118,7 +118,7 @@ def test_a_missing_file_is_named(saved, name):
         ('{"model": "PixelModel"}', "must describe a model, it lacks 'arguments'"),
         (
             '{"model": "ResNet", "arguments": {}}',
-            "model must be one of PixelModel, DecoderLM, EncoderLM, EncoderDecoder; got 'ResNet'",
+            f"model must be one of {MODELS}; got 'ResNet'",
         ),
         (
             '{"model": "PixelModel", "arguments": {"seq_len": 9, "width": 3}}',

@@ -3,6 +3,7 @@
 from subquad.models.decoder import TransformerDecoder
 from subquad.models.encoder import TransformerEncoder
 from subquad.models.encoder_decoder import EncoderDecoder
+from subquad.models.lambda_resnet import LambdaResNet
 from subquad.models.language_model import DecoderLM, EncoderLM
 from subquad.models.pixel_model import PixelModel
 from subquad.models.saving import load_model, save_model
@@ -11,6 +12,7 @@ __all__ = [
     "DecoderLM",
     "EncoderDecoder",
     "EncoderLM",
+    "LambdaResNet",
     "PixelModel",
     "TransformerDecoder",
     "TransformerEncoder",

@@ -11,12 +11,14 @@ from torch import nn
 
 from subquad.files import atomic_write_bytes, atomic_write_json
 from subquad.models.encoder_decoder import EncoderDecoder
+from subquad.models.lambda_resnet import LambdaResNet
 from subquad.models.language_model import DecoderLM, EncoderLM
 from subquad.models.pixel_model import PixelModel
 from subquad.ops.checks import check_choice
 
 MODELS: dict[str, type[nn.Module]] = {
-    model.__name__: model for model in (PixelModel, DecoderLM, EncoderLM, EncoderDecoder)
+    model.__name__: model
+    for model in (PixelModel, DecoderLM, EncoderLM, EncoderDecoder, LambdaResNet)
 }
 
 
