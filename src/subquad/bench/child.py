@@ -13,6 +13,8 @@ def main(arguments: list[str]) -> None:
     job: dict[str, Any] = json.loads(arguments[0])
     if job["kind"] == "train":
         from subquad.bench.train import memory_in_this_process
+    elif job["kind"] == "lambda":
+        from subquad.bench.lambda_forms import memory_in_this_process
     elif job["kind"] == "encoder":
         from subquad.bench.encoder_speed import memory_in_this_process
     else:

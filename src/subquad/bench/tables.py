@@ -31,6 +31,7 @@ def tables(report: Report) -> list[Table]:
         "train": _train,
         "lsh-rounds": _lsh_rounds,
         "performer": _performer,
+        "lambda": _lambda,
     }
     found = makers[report.kind](report)
     if report.left_out:
@@ -255,6 +256,38 @@ def _performer(report: Report) -> list[Table]:
         "over the one without."
     )
     return [Table(title="FAVOR+", header=header, rows=lines, note=note)]
+
+
+def _lambda(report: Report) -> list[Table]:
+    lines = [
+        (
+            str(row.what["context"]),
+            f"{row.what['side']} x {row.what['side']}",
+            str(row.what.get("window", "all")),
+            str(row.what["batch"]),
+            str(row.what["form"]),
+            seconds(row.seconds.median),
+            _times(row, "faster_than_published"),
+            _times(row, "faster_than_products"),
+            size(row.more["peak_bytes"]) if "peak_bytes" in row.more else "",
+        )
+        for row in report.rows
+    ]
+    header = (
+        "context", "image", "window", "batch", "form", "time", "× published", "× products",
+        "memory",
+    )  # fmt: skip
+    note = (
+        "Forward and backward of one layer. × published: how many times faster than the published "
+        "form, a convolution in three dimensions or lambda-networks; × products: than the faster "
+        "of our forms by matrix products. Memory: the peak beyond input and weights."
+    )
+    growth = [(str(x["form"]), f"{x['slope']:.2f}", str(x["points"])) for x in report.summary]
+    return [
+        Table(title="lambda layer", header=header, rows=lines, note=note),
+        Table(title="growth", header=("form", "slope", "sides"), rows=growth,
+              note="Slope: of log time against log tokens."),
+    ]  # fmt: skip
 
 
 def _times(row: Row, key: str) -> str:

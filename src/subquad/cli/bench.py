@@ -9,6 +9,7 @@ from subquad.cli.bench_flags import (
     CompareFlags,
     DecodeFlags,
     EncoderFlags,
+    LambdaFlags,
     LshFlags,
     PeerFlags,
     PerformerFlags,
@@ -116,6 +117,14 @@ def _performer(words: list[str]) -> int:
     return _run(flags, report, lambda p: measure_performer(flags.options(), report, progress=p))
 
 
+def _lambda(words: list[str]) -> int:
+    flags = _parse(LambdaFlags, words, "lambda")
+    from subquad.bench.lambda_forms import measure_lambda, new_report
+
+    report = new_report(flags.options())
+    return _run(flags, report, lambda p: measure_lambda(flags.options(), report, progress=p))
+
+
 def _compare(words: list[str]) -> int:
     named = [w for w in words if w.startswith("-")]
     free = [w for w in words if not w.startswith("-")]
@@ -141,13 +150,14 @@ BENCHMARKS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "encoder": ("one forward pass of a whole encoder, linear beside softmax", _encoder),
     "lsh-rounds": ("the error of LSH attention against its rounds of hashing", _lsh_rounds),
     "performer": ("FAVOR+ beside softmax, and beside as many features of elu + 1", _performer),
+    "lambda": ("one lambda layer in all its forms, time and memory", _lambda),
     "peers": ("the same attention by other packages that are installed", _peers),
     "compare": ("two result files, A.json B.json, side by side", _compare),
 }
 
 
 def _run(
-    flags: CommonFlags | LshFlags | PerformerFlags,
+    flags: CommonFlags | LambdaFlags | LshFlags | PerformerFlags,
     report: "Report",
     measure: Callable[["Progress"], None],
 ) -> int:
@@ -176,7 +186,9 @@ def _run(
     return INTERRUPTED if report.interrupted else 0
 
 
-def _check_place(flags: CommonFlags | EncoderFlags | LshFlags | PerformerFlags) -> None:
+def _check_place(
+    flags: CommonFlags | EncoderFlags | LambdaFlags | LshFlags | PerformerFlags,
+) -> None:
     """Look for the GPU and make the folder before the minutes of measuring."""
     if flags.device == "cuda":
         import torch

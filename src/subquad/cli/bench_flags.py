@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from subquad.bench.lambda_options import LambdaOptions
 from subquad.bench.lsh_options import LshOptions
 from subquad.bench.options import (
     POWERS,
@@ -20,7 +21,7 @@ from subquad.bench.options import (
 
 ATTENTION, DECODE, TRAIN = AttentionOptions(), DecodeOptions(), TrainOptions()
 ENCODER, SIZE, LSH = EncoderOptions(), EncoderSize(), LshOptions()
-PERFORMER = PerformerOptions()
+PERFORMER, LAMBDA = PerformerOptions(), LambdaOptions()
 PEER_LENGTHS = ",".join(str(n) for n in POWERS if n <= 2**14)
 
 
@@ -263,6 +264,57 @@ class PerformerFlags:
             lengths=numbers("--lengths", self.lengths), heads=self.heads, head_dim=self.head_dim,
             num_features=self.num_features, repetitions=self.repetitions, seconds=self.seconds,
             threads=self.threads,
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LambdaFlags:
+    """Options of bench lambda."""
+
+    sides: str = ",".join(str(n) for n in LAMBDA.sides)
+    """Sides of the images with a global context, rising, with commas between."""
+    windows: str = ",".join(str(n) for n in LAMBDA.windows)
+    """Windows of the local contexts, odd, with commas between; empty for none."""
+    local_side: int = LAMBDA.local_side
+    """Side of the image with local contexts."""
+    batch: int = LAMBDA.batch
+    """Images at once."""
+    batch_of_growth: int = LAMBDA.batch_of_growth
+    """Images at once where growth with the side is measured."""
+    channels: int = LAMBDA.channels
+    """Channels, in and out."""
+    heads: int = LAMBDA.heads
+    """Queries of a token."""
+    head_dim: int = LAMBDA.head_dim
+    """Width of a query and a key."""
+    repetitions: int = LAMBDA.repetitions
+    """Rounds; in each, every form is timed once, in turn."""
+    seconds: float = LAMBDA.seconds
+    """Budget for the rounds of one setting; at least three rounds are made."""
+    limit: float = LAMBDA.limit
+    """Gigabytes that a form may need; what needs more is left out, and the table says so."""
+    longest: float = LAMBDA.longest
+    """Seconds that a call may be expected to take; what would take longer is left out."""
+    memory: bool = True
+    """Measure peak memory too, in processes of their own."""
+    threads: int | None = None
+    """Threads of torch (default: its own choice)."""
+    out: Path | None = None
+    """Write the numbers and the environment to this JSON file."""
+    device: ClassVar[str] = "cpu"
+
+    def __post_init__(self) -> None:
+        check_out(self.out)
+
+    def options(self) -> LambdaOptions:
+        """Return them as the benchmark takes them."""
+        return LambdaOptions(
+            sides=numbers("--sides", self.sides),
+            windows=numbers("--windows", self.windows) if self.windows.strip() else (),
+            local_side=self.local_side, batch=self.batch, batch_of_growth=self.batch_of_growth,
+            channels=self.channels, heads=self.heads, head_dim=self.head_dim,
+            repetitions=self.repetitions, seconds=self.seconds, limit=self.limit,
+            longest=self.longest, has_memory=self.memory, threads=self.threads,
         )  # fmt: skip
 
 
