@@ -80,12 +80,13 @@ class _CorrelateApply(torch.autograd.Function):
         for rows in _slices(len(table), values):
             lambdas = _lambdas(values, kernels[rows], grid, sizes)
             for i, k in enumerate(range(rows.start, rows.stop)):
-                grad_q[:, :, k] = torch.einsum("bhvn,bvn->bhn", grad, lambdas[i])
-                lambdas[i] = torch.einsum("bhvn,bhn->bvn", grad, q[..., k])
+                _differentiate_row(grad, q[..., k], lambdas[i], grad_q[:, :, k])
             back = _transform(_on(grid, lambdas), sizes)
             # The transform of a correlation with real numbers: conjugates.
-            grad_values += torch.einsum("ku...,kbv...->buv...", kernels[rows].conj(), back)
-            grad_kernels[rows] = torch.einsum("buv...,kbv...->ku...", values.conj(), back)
+            for i, k in enumerate(range(rows.start, rows.stop)):
+                for u in range(values.shape[1]):
+                    grad_values[:, u].addcmul_(back[i], kernels[k, u].conj())
+                    grad_kernels[k, u] = (back[i] * values[:, u].conj()).sum((0, 1))
         grad_v = _invert(grad_values, sizes, grid).flatten(3).transpose(2, 3)
         grad_table = _offsets(_invert(grad_kernels, sizes, sizes), tuple(table.shape[2:]))
         return grad_q.transpose(2, 3), grad_v, grad_table, None
@@ -104,9 +105,23 @@ def _apply(y: Tensor, q: Tensor, lambdas: Tensor) -> None:
         y.addcmul_(q[..., i].unsqueeze(2), part.unsqueeze(1))
 
 
+def _differentiate_row(grad: Tensor, q: Tensor, lambdas: Tensor, grad_q: Tensor) -> None:
+    """Put the gradient of queries (B, H, n) into ``grad_q``, that of lambdas (B, V, n) in place.
+
+    Query by query: what is summed over stays in the cache.
+    """
+    total = torch.zeros_like(lambdas)
+    for h in range(grad.shape[1]):
+        grad_q[:, h] = (grad[:, h] * lambdas).sum(1)
+        total.addcmul_(grad[:, h], q[:, h].unsqueeze(1))
+    lambdas.copy_(total)
+
+
 def _lambdas(values: Tensor, kernels: Tensor, grid: Grid, sizes: Grid) -> Tensor:
     """Return some rows of the lambdas (k, B, V, n)."""
-    product = torch.einsum("buv...,ku...->kbv...", values, kernels)
+    product = values[:, 0] * kernels[:, 0, None, None]  # no einsum, which would copy
+    for u in range(1, values.shape[1]):
+        product.addcmul_(values[:, u], kernels[:, u, None, None])
     return _invert(product, sizes, grid).flatten(3)
 
 
