@@ -12,6 +12,7 @@ from subquad.plots import (
     read_curve,
     sample_figure,
 )
+from subquad.plots.style import CYCLE, line_colors
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -113,3 +114,13 @@ def test_a_run_that_recorded_nothing_yet_still_gives_a_figure():
 
 def test_figures_are_mostly_light(digits):
     assert pixels(sample_figure(digits)).mean() > 0.2
+
+
+def test_every_line_has_a_color_of_its_own():
+    names = ["relu", "softmax", "favor+", "linear", "elu+1"]
+    colors = line_colors(names)
+    assert len(set(colors.values())) == len(names)
+    assert colors["softmax"] == line_colors(["softmax"])["softmax"]
+    assert line_colors(["a", "b"], {"b": CYCLE[0]}) == {"a": CYCLE[1], "b": CYCLE[0]}
+    many = line_colors([str(i) for i in range(30)])
+    assert len(many) == 30

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from subquad.plots.style import COLORS, CYCLE, TEXT, new_figure, plain_axes
+from subquad.plots.style import COLORS, CYCLE, TEXT, line_colors, new_figure, plain_axes
 
 Json = dict[str, Any]
 Line = list[tuple[float, float]]
@@ -209,13 +209,12 @@ def _lines(rows: Sequence[Json], value: Any) -> dict[str, Line]:
 
 
 def _draw(axes: Axes, lines: dict[str, Line], ylabel: str) -> None:
-    spare = [c for c in CYCLE if c not in MECHANISM_COLORS.values()] or list(CYCLE)
-    others = [label for label in lines if label not in MECHANISM_COLORS]
+    colors = line_colors(list(lines), MECHANISM_COLORS)
     for label, points in lines.items():
-        color = MECHANISM_COLORS.get(label) or spare[others.index(label) % len(spare)]
         axes.plot(
             [x for x, _ in points], [y for _, y in points],
-            color=color, linewidth=1.8, marker="o", markersize=3.5, label=label, clip_on=False,
+            color=colors[label], linewidth=1.8, marker="o", markersize=3.5, label=label,
+            clip_on=False,
         )  # fmt: skip
     plain_axes(axes)
     axes.set_xlabel("sequence length", fontsize=10, color=TEXT)

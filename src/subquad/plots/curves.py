@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from subquad.plots.style import COLORS, CYCLE, TEXT, new_figure, plain_axes
+from subquad.plots.style import TEXT, line_colors, new_figure, plain_axes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +44,12 @@ def learning_curves(curves: Sequence[Curve], *, unit: str, log_scale: bool = Fal
     """
     figure = new_figure(9.0, 3.8)
     panels = figure.subplots(1, 2, sharey=True)
+    colors = line_colors([curve.label for curve in curves])
     for axis, (axes, xlabel) in enumerate(
         zip(panels, ("training steps", "minutes of training"), strict=True)
     ):
-        for i, curve in enumerate(curves):
-            color = COLORS.get(curve.label, CYCLE[i % len(CYCLE)])
+        for curve in curves:
+            color = colors[curve.label]
             if curve.train:
                 axes.plot(*_xy(curve.train, axis), color=color, alpha=0.35, linewidth=1.0)
             if curve.test:

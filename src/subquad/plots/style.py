@@ -1,6 +1,8 @@
 """What all figures share: colours, resolution, and the way to PNG bytes."""
 
 import io
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -15,6 +17,18 @@ CYCLE = (
 TEXT = "#24292f"
 MUTED = "#6e7781"
 DPI = 144
+
+
+def line_colors(
+    labels: Sequence[str], named: Mapping[str, str] = MappingProxyType(COLORS)
+) -> dict[str, str]:
+    """Return a color for each label: its own if ``named`` has one, else one that none of them has.
+
+    Where labels are more than colors, colors repeat.
+    """
+    spare = [color for color in CYCLE if color not in named.values()] or list(CYCLE)
+    others = [label for label in labels if label not in named]
+    return {label: named.get(label) or spare[others.index(label) % len(spare)] for label in labels}
 
 
 def new_figure(width: float, height: float) -> Figure:
