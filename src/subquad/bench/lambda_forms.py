@@ -26,7 +26,6 @@ from subquad.bench.memory import measured_apart, peak_bytes
 from subquad.bench.results import Report, Row, spread
 from subquad.bench.timing import Progress, interleave, threads
 from subquad.layers.lambda_layer import LambdaLayer, Lambdas
-from subquad.pretrained.lambda_weights import lambda_weights
 
 KIND = "lambda"
 PACKAGE, CONV3D = "lambda-networks", "conv3d"
@@ -218,7 +217,13 @@ def _package(options: LambdaOptions, cell: Cell, layer: LambdaLayer) -> nn.Modul
             dim=options.channels, dim_out=options.channels, n=cell.side, dim_k=options.head_dim,
             heads=options.heads, dim_u=1,
         )  # fmt: skip
-    published.load_state_dict(lambda_weights(layer, "lambda-networks"), strict=False)
+    with torch.no_grad():
+        parts = torch.split(layer.qkv.weight, list(layer.widths))
+        for name, weight in zip(("to_q", "to_k", "to_v"), parts, strict=True):
+            getattr(published, name).weight.copy_(weight[..., None, None])
+        assert layer.table is not None
+        rel_pos_emb: Any = published.rel_pos_emb
+        rel_pos_emb.copy_(layer.table.permute(2, 3, 0, 1))
     return published.eval()
 
 

@@ -11,7 +11,6 @@ from subquad.experiments.row_options import CompareCopyOptions
 from subquad.experiments.rows import Row, combined, run_rows, write_figure
 from subquad.experiments.spec import Json, Say
 from subquad.layers.hybrid import HybridAttention
-from subquad.layers.lambda_mixer import LambdaMixer
 from subquad.layers.local_attention import LocalAttention
 from subquad.layers.lsh_attention import LSHAttention
 from subquad.layers.registry import MixerFactory
@@ -70,7 +69,7 @@ def mixers(max_len: int) -> dict[str, str | MixerFactory]:
         "hybrid": partial(HybridAttention, window=quarter),
         "local": partial(LocalAttention, window=quarter),
         "strided": partial(StridedAttention, stride=eighth),
-        "lambda": partial(LambdaMixer, window=quarter),
+        "lambda": "lambda",
         "lstm": "lstm",
     }
 
