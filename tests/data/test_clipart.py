@@ -119,11 +119,13 @@ def test_files_that_are_not_ours_are_refused(tmp_path):
         load_clipart(tmp_path)
     zeros = np.zeros(20, np.uint8)
     for images, labels, message in (
-        (ramp()[:, :32], zeros, r"images\.npy must hold bytes of the shape \(20, 64, 64, 3\)"),
-        (ramp().astype(np.int16), zeros, r"images\.npy must hold bytes .*, got int16"),
-        (ramp(19), zeros, r"images\.npy must hold bytes of the shape \(20, 64, 64, 3\)"),
-        (ramp(), zeros + 22, r"labels\.npy must hold classes from 0 to 21, got \(20,\) with 22"),
-        (ramp(0), zeros[:0], r"labels\.npy must hold classes from 0 to 21, got \(0,\)"),
+        (ramp()[:, :32], zeros, r"images\.npy must have the shape \(20, 64, 64, 3\)"),
+        (ramp().astype(np.int16), zeros, r"images\.npy must hold an array of bytes, got int16"),
+        (ramp(), zeros.astype(np.int64), r"labels\.npy must hold an array of bytes, got int64"),
+        (ramp(19), zeros, r"images\.npy must have the shape \(20, 64, 64, 3\)"),
+        (ramp(), zeros + 22, r"labels\.npy must hold classes .*, got shape \(20,\) with 22"),
+        (ramp(0), zeros[:0], r"labels\.npy must hold classes .*, got shape \(0,\)"),
+        (ramp(), zeros[0], r"labels\.npy must hold classes .*, got shape \(\)"),
         (ramp(), np.array([{}] * 20), r"labels\.npy is no whole \.npy file"),
     ):
         write(tmp_path, images, labels)

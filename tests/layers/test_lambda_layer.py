@@ -85,8 +85,6 @@ def identity():
 
 def test_constant_queries_make_the_position_lambdas_a_convolution():
     lambdas = layer(window=3)
-    with torch.no_grad():
-        lambdas.qkv.weight[lambdas.widths[0] : sum(lambdas.widths[:2])] = -1e9 * 0
     q = torch.randn(1, 2, 1, 3).double().expand(2, 2, 20, 3)  # the same for all tokens
     v = torch.randn(2, 1, 20, 4).double()
     y = lambda_layer(q, torch.zeros(2, 1, 20, 3).double(), v, lambdas.table, grid=(5, 4))
@@ -280,3 +278,50 @@ def test_inputs_that_do_not_fit_are_refused(unhooked):
         content_lambda(torch.zeros(2, 1, 5, 3), torch.zeros(2, 1, 4, 3))
     with pytest.raises(TypeError, match="k must be of floating point"):
         content_lambda(torch.zeros(2, 1, 5, 3).long(), torch.zeros(2, 1, 5, 3))
+
+
+def test_lambdas_of_a_context_leave_the_statistics_of_queries_alone_and_the_other_way():
+    lambdas, plain = layer(window=3, batch_norm=True), layer(window=3, batch_norm=True)
+    context, x = image(), 10 * image() + 5
+    lambdas.apply_lambdas(x, lambdas.summarise(context))
+    assert int(lambdas.norm_q.num_batches_tracked) == 1
+    assert int(lambdas.norm_v.num_batches_tracked) == 1
+    plain(context)
+    assert_near(lambdas.norm_v.running_var, plain.norm_v.running_var, 1e-12)
+
+
+def test_a_table_of_one_token_is_that_of_offset_0():
+    lambdas = layer(grid=(3, 3))
+    middle = lambdas.table[:, :, 2:3, 2:3].detach().clone()
+    lambdas.table.requires_grad_(False)
+    lambdas.resample((1, 1))
+    assert torch.equal(lambdas.table, middle)
+    assert not lambdas.table.requires_grad
+
+
+def test_a_grid_too_large_is_refused_before_anything_changes(unhooked):
+    lambdas = layer(grid=(3, 3), batch_norm=True)
+    for call in (lambdas, lambdas.summarise, lambda x: lambdas.effective_weights(x, [0])):
+        with pytest.raises(ValueError, match="must lie on a grid of at most"):
+            call(image())
+    assert int(lambdas.norm_q.num_batches_tracked) == 0
+    with pytest.raises(ValueError, match=r"form must be one of auto, .*; got 'bogus'"):
+        layer(window=3, form="bogus")
+    content = layer()
+    with pytest.raises(ValueError, match=r"x must have the batch size of the context \(1\), got 2"):
+        content.apply_lambdas(image(), content.summarise(image(batch=1)))
+
+
+@pytest.mark.parametrize("form", ["rows", "fft"])
+def test_a_second_derivative_is_right_or_refused(form):
+    lambdas, exact = layer(window=3, form=form), layer(window=3, form="einsum")
+    found = []
+    for one in (lambdas, exact):
+        x = image().requires_grad_()
+        (slope,) = torch.autograd.grad(one(x).sum(), x, create_graph=True)
+        if form == "fft" and one is lambdas:
+            with pytest.raises(RuntimeError, match="differentiate twice"):
+                slope.square().sum().backward()
+            return
+        found.append(torch.autograd.grad(slope.square().sum(), [x, *one.parameters()]))
+    assert_near(found[0], found[1], 1e-10)

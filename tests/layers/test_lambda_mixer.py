@@ -123,7 +123,11 @@ def test_it_stands_in_a_decoder_and_a_pixel_model(positions):
         ({"window": 0}, ValueError, "window must be at least 1, got 0"),
         ({"head_dim": 0}, ValueError, "head_dim must be at least 1, got 0"),
         ({"value_dim": 0}, ValueError, "value_dim must be at least 1, got 0"),
-        ({"num_heads": 3}, ValueError, r"num_heads must divide d_model \(8\)"),
+        (
+            {"num_heads": 3},
+            ValueError,
+            r"num_heads must divide d_model \(8\) unless value_dim is given, got 3",
+        ),
         ({"window": 2.0}, TypeError, "window must be an int"),
     ],
 )
@@ -148,3 +152,29 @@ def test_inputs_that_do_not_fit_are_refused(unhooked):
         arguments = (2,) if name == "init_state" else (torch.zeros(2, 3, 8), None)
         with pytest.raises(ValueError, match="is_causal=True"):
             getattr(other, name)(*arguments)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e4, 1e7])
+def test_the_content_stays_a_mean_where_keys_are_alike(size):
+    k, ones = torch.full((1, 1, 3000, 1), size), torch.ones(1, 1, 3000, 1)
+    table, state = torch.zeros(1, 2), lambda_state(1, 1, 1, ones, window=2)
+    y, _ = causal_lambda(ones, k, ones, table, state)
+    assert (y - 1).abs().max() < 1e-4
+    for t in range(3000):
+        y, state = causal_lambda_step(
+            ones[:, :, t], k[:, :, t], ones[:, :, t], table, state, in_place=True
+        )
+    assert (y - 1).abs().max() < 1e-3
+
+
+def test_a_state_keeps_nothing_else_in_memory():
+    mixer = LambdaMixer(8, 2, is_causal=True, window=3, head_dim=5)
+    _, state = mixer.prefill(torch.randn(2, 400, 8), mixer.init_state(2))
+    for x in state:
+        assert x.untyped_storage().nbytes() == x.numel() * x.element_size()
+
+
+def test_values_are_one_for_all_queries_or_one_for_each(unhooked):
+    q, k, v, table = (x.detach() for x in draw(5, 3))
+    with pytest.raises(ValueError, match="v must have shape"):
+        causal_lambda(q, k, v.repeat(1, 3, 1, 1), table, lambda_state(3, 4, 5, v, window=3))

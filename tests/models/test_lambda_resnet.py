@@ -208,3 +208,20 @@ def test_what_is_no_preset_or_no_image_is_refused(unhooked):
     for wrong in (torch.zeros(1, 4, 32, 32), torch.zeros(3, 32, 32)):
         with pytest.raises(ValueError, match=r"x must have the shape \(B, 3, H, W\)"):
             small()(wrong)
+
+
+def test_a_network_is_resampled_saved_and_loaded(tmp_path, unhooked):
+    model = small(window=None, image_size=64, lambda_bias=False).eval()
+    model.resample(96)
+    save_model(model, tmp_path)
+    x = torch.randn(1, 3, 96, 96)
+    assert torch.equal(load_model(tmp_path)(x), model(x))
+    with pytest.raises(ValueError, match="resample needs a network without windows, got window=3"):
+        small().resample(96)
+
+
+def test_multiply_adds_of_what_cannot_be_counted_are_refused():
+    with pytest.raises(ValueError, match=r"layers that can be counted, got 0, a Conv1d"):
+        multiply_adds(nn.Sequential(nn.Conv1d(2, 3, 3)), 2, 9)
+    with pytest.raises(ValueError, match=r"model must take input of \(4, 32, 32\)"):
+        multiply_adds(nn.Sequential(nn.Conv2d(3, 3, 3)), 4, 32, 32)

@@ -53,6 +53,9 @@ def test_lucidrains_layer(name, options):
     same_as_published(layer, f"lambda-networks-{name}", "lambda-networks", 1e-5)
 
 
+TIMM = {"stem": "tiered", "pooling": 2}
+
+
 def small(**options):
     torch.manual_seed(0)
     options = {"width": 8, "head_dim": 4, "window": 3, "num_classes": 3, **options}
@@ -62,8 +65,8 @@ def small(**options):
 @pytest.mark.parametrize(
     ("layout", "options"),
     [
-        ("timm", {"stem": "tiered"}),
-        ("timm", {"stem": "tiered", "window": None, "image_size": 64, "lambda_bias": False}),
+        ("timm", TIMM),
+        ("timm", {**TIMM, "window": None, "image_size": 64, "lambda_bias": False}),
         ("d-li14", {}),
         ("d-li14", {"intra_depth": 2}),
     ],
@@ -119,8 +122,20 @@ def test_models_that_do_not_fit_the_layout_are_refused(unhooked):
         lambda_weights(small(shortcut="pool"), "d-li14")
     with pytest.raises(ValueError, match="no squeeze-excitation for the layout d-li14"):
         lambda_weights(LambdaResNet(("C", "S", "C", "L"), width=8), "d-li14")
-    with pytest.raises(ValueError, match="must have a window in its lambda layers"):
+    with pytest.raises(ValueError, match=r"must have a window or, .*, got a table of 7 x 7"):
         lambda_weights(small(window=None, image_size=64, lambda_bias=False), "d-li14")
+    with pytest.raises(ValueError, match=r"a square grid .*, got a table of 7 x 9"):
+        lambda_weights(LambdaLayer(8, grid=(4, 5)), "lambda-networks")
+    with pytest.raises(ValueError, match=r"with a bias where .*, got a window and no bias"):
+        lambda_weights(small(lambda_bias=False), "d-li14")
+    with pytest.raises(ValueError, match=r"with a bias where .*, got no window and a bias"):
+        lambda_weights(small(**TIMM, window=None, image_size=64), "timm")
+    with pytest.raises(ValueError, match="must have the intra_depth 1 for the layout timm, got 2"):
+        lambda_weights(small(**TIMM, intra_depth=2), "timm")
+    with pytest.raises(ValueError, match="must have the pooling 3 for the layout d-li14, got 2"):
+        lambda_weights(small(pooling=2), "d-li14")
+    with pytest.raises(ValueError, match="must have the activation 'relu' for the layout d-li14"):
+        lambda_weights(small(activation="silu"), "d-li14")
     with pytest.raises(ValueError, match="must have lambda layers of two axes with batch_norm"):
         lambda_weights(LambdaLayer(8, window=3, batch_norm=False), "lambda-networks")
     with pytest.raises(ValueError, match="layout must be one of timm, d-li14, lambda-networks"):

@@ -1,9 +1,9 @@
 """One lambda layer, forward and backward, in every form: ours, and as the published packages do it.
 
 Global contexts against the side of the image; local ones beside the convolution in three
-dimensions that lambda-networks, timm and d-li14 take. Every form's output and gradients are held
-against the layer's definition in float64 before it is timed; lambda-networks itself joins where it
-can be imported, with the same weights.
+dimensions that lambda-networks, timm and d-li14 take. Every form's output and its gradient of the
+input are held against the layer's definition in float64 before it is timed; lambda-networks itself
+joins where it can be imported, with the same weights.
 Source: Bello 2021, section 4.2 (what is compared); the sizes are ours.
 """
 

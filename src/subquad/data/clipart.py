@@ -40,7 +40,7 @@ TEST = 0.1  # share of the drawings
 def fetch_clipart(folder: Path | None = None) -> Path:
     """Bring the drawings into ``folder`` (None: the cache) and return it; takes some minutes.
 
-    Files that are there already are checked and kept.
+    Files that are there already are looked at (kind, shape, classes) and kept.
 
     Raises:
         FileNotFoundError: if apt-get or dpkg-deb is missing.
@@ -166,22 +166,26 @@ def _check(paths: Sequence[Path]) -> None:
 
 
 def _read(where: Path) -> tuple[Bytes, Bytes]:
-    found = []
-    for file in FILES:
-        try:
-            found.append(np.load(where / file, allow_pickle=False))
-        except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"{where / file} is no whole .npy file: {error}") from error
-    images, labels = found
-    shape, wanted = images.shape, (len(labels), SIDE, SIDE, 3)
-    if shape != wanted or images.dtype != np.uint8 or labels.dtype != np.uint8:
+    images, labels = (_load(where / file) for file in FILES)
+    if labels.ndim != 1 or not len(labels) or labels.max() >= len(CLASSES):
         raise ValueError(
-            f"{where / FILES[0]} must hold bytes of the shape {wanted}, as many as "
-            f"{FILES[1]} has labels, got {images.dtype} of {shape}"
+            f"{where / FILES[1]} must hold classes from 0 to {len(CLASSES) - 1}, one a drawing, "
+            f"got shape {labels.shape} with {labels.max(initial=0)}"
         )
-    if not len(labels) or labels.ndim != 1 or labels.max() >= len(CLASSES):
+    if images.shape != (len(labels), SIDE, SIDE, 3):
         raise ValueError(
-            f"{where / FILES[1]} must hold classes from 0 to {len(CLASSES) - 1}, got "
-            f"{labels.shape} with {labels.max(initial=0)}"
+            f"{where / FILES[0]} must have the shape {(len(labels), SIDE, SIDE, 3)}, as many as "
+            f"{FILES[1]} has labels, got {images.shape}"
         )
     return images, labels
+
+
+def _load(path: Path) -> Bytes:
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} is no whole .npy file: {error}") from error
+    if not isinstance(found, np.ndarray) or found.dtype != np.uint8:
+        kind = found.dtype if isinstance(found, np.ndarray) else type(found).__name__
+        raise ValueError(f"{path} must hold an array of bytes, got {kind}")
+    return found

@@ -109,7 +109,7 @@ def pixel_rows(options: PerformerPixelsOptions, pictures: list[Pictures]) -> lis
 
 
 def _some(pictures: Bytes, count: int) -> Bytes:
-    """Return ``count`` of the pictures, or all: always the same ones, of all classes."""
+    """Return ``count`` of the pictures, or all: always the same ones, and not only the first."""
     chosen = np.random.default_rng(0).permutation(len(pictures))[:count]
     return pictures[np.sort(chosen)]
 

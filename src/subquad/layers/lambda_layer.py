@@ -13,10 +13,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from subquad.ops.checks import check_key_mask, check_positive
+from subquad.ops.checks import (
+    check_batch_size,
+    check_choice,
+    check_key_mask,
+    check_positive,
+)
 from subquad.ops.lambda_fft import Grid
 from subquad.ops.lambda_layer import apply_content, content_lambda
-from subquad.ops.lambda_position import Form, pair_rows, position_interactions
+from subquad.ops.lambda_position import FORMS, Form, pair_rows, position_interactions
 
 RESAMPLING = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -93,6 +98,7 @@ class LambdaLayer(nn.Module):
         self.in_channels, self.out_channels, self.num_heads = in_channels, out_channels, num_heads
         self.head_dim, self.intra_depth = head_dim, intra_depth
         self.num_axes = num_axes if grid is None else len(grid)
+        check_choice("form", form, FORMS)
         self.is_local, self.form = window is not None, form
         queries, keys = num_heads * head_dim, intra_depth * head_dim
         values = intra_depth * (out_channels // num_heads)
@@ -128,9 +134,10 @@ class LambdaLayer(nn.Module):
         Raises:
             ValueError: if a shape or mask does not fit, or the grid is larger than the table.
         """
-        q, k, v = self._project(x, key_mask)
-        content = content_lambda(k, v, key_mask=key_mask)
-        y = self._interact(q, Lambdas(content, v, tuple(x.shape[2:]), key_mask))
+        tokens = self._tokens(x, key_mask)
+        self._check_grid(tuple(x.shape[2:]))
+        q, k, v = torch.split(self.qkv.weight @ tokens, list(self.widths), dim=1)
+        y = self._interact(self._queries(q, key_mask), self._lambdas(k, v, x, key_mask))
         return self._merge(y, x)
 
     def summarise(
@@ -141,9 +148,11 @@ class LambdaLayer(nn.Module):
         Raises:
             ValueError: if a shape or mask does not fit, or the grid is larger than the table.
         """
-        _, k, v = self._project(context, key_mask)
-        content = content_lambda(k, v, key_mask=key_mask)
-        return Lambdas(content, v, tuple(context.shape[2:]), key_mask)
+        tokens = self._tokens(context, key_mask)
+        self._check_grid(tuple(context.shape[2:]))
+        projected = self.qkv.weight[self.widths[0] :] @ tokens
+        k, v = torch.split(projected, list(self.widths[1:]), dim=1)
+        return self._lambdas(k, v, context, key_mask)
 
     def apply_lambdas(
         self, x: Float[Tensor, "B C *grid"], lambdas: Lambdas
@@ -159,8 +168,10 @@ class LambdaLayer(nn.Module):
             raise ValueError(
                 f"x must lie on the grid of the context, {lambdas.grid}, got {tuple(x.shape[2:])}"
             )
-        q, _, _ = self._project(x, lambdas.key_mask if self.table is not None else None)
-        return self._merge(self._interact(q, lambdas), x)
+        check_batch_size("x", x, "the context", lambdas.content)
+        key_mask = lambdas.key_mask if self.table is not None else None
+        q = self.qkv.weight[: self.widths[0]] @ self._tokens(x, key_mask)
+        return self._merge(self._interact(self._queries(q, key_mask), lambdas), x)
 
     def effective_weights(
         self,
@@ -182,16 +193,19 @@ class LambdaLayer(nn.Module):
         Raises:
             ValueError: if a shape, mask or row does not fit.
         """
-        q, k, _ = self._project(x, key_mask)
-        count = q.shape[2]
+        tokens, grid = self._tokens(x, key_mask), tuple(x.shape[2:])
+        self._check_grid(grid)
+        count = tokens.shape[2]
         if any(not 0 <= row < count for row in rows):
             raise ValueError(f"rows must be from 0 to {count - 1}, got {list(rows)}")
+        q, k, _ = torch.split(self.qkv.weight @ tokens, list(self.widths), dim=1)
+        q, k = self._queries(q, key_mask), _by_head(k, self.intra_depth)
         chosen = torch.as_tensor(rows, dtype=torch.long, device=x.device)
         if key_mask is not None:
             k = k.masked_fill(~key_mask[:, None, :, None], -torch.inf)
         weights = torch.einsum("bhrk,bumk->bhrum", q[:, :, chosen], k.softmax(2))
         if self.table is not None:
-            embeddings = pair_rows(self._table(tuple(x.shape[2:])), tuple(x.shape[2:]), chosen)
+            embeddings = pair_rows(self.table, grid, chosen)
             weights = weights + torch.einsum("bhrk,rmku->bhrum", q[:, :, chosen], embeddings)
         if key_mask is not None:
             weights = weights.masked_fill(~key_mask[:, None, None, None], 0)
@@ -199,6 +213,8 @@ class LambdaLayer(nn.Module):
 
     def resample(self, grid: Sequence[int]) -> None:
         """Stretch the table to a larger or smaller grid, linearly; the layer is then of that grid.
+
+        The table is a new parameter: an optimiser made before does not know it.
 
         Raises:
             ValueError: if the layer has no table of a grid, or ``grid`` does not fit.
@@ -208,10 +224,12 @@ class LambdaLayer(nn.Module):
         sizes = _table_sizes(None, grid, self.num_axes)
         if len(grid) != self.num_axes or sizes is None:
             raise ValueError(f"grid must have {self.num_axes} axes, got {tuple(grid)}")
-        table = self.table.detach().transpose(0, 1).flatten(0, 1).unsqueeze(0)
+        table = self.table.detach()
+        for axis, size in enumerate(sizes, start=2):
+            if size == 1:  # offset 0, which is in the middle; interpolation would take the first
+                table = table.narrow(axis, table.shape[axis] // 2, 1)
         table = F.interpolate(table, sizes, mode=RESAMPLING[self.num_axes], align_corners=True)
-        table = table.reshape(self.intra_depth, self.head_dim, *sizes).transpose(0, 1)
-        self.table = nn.Parameter(table.contiguous())
+        self.table = nn.Parameter(table, requires_grad=self.table.requires_grad)
 
     def extra_repr(self) -> str:
         """Name the numbers that the parameters' shapes do not tell."""
@@ -220,9 +238,8 @@ class LambdaLayer(nn.Module):
             f"head_dim={self.head_dim}, intra_depth={self.intra_depth}"
         )
 
-    def _project(
-        self, x: Tensor, key_mask: Tensor | None
-    ) -> tuple[Float[Tensor, "B H N K"], Float[Tensor, "B U N K"], Float[Tensor, "B U N V"]]:
+    def _tokens(self, x: Tensor, key_mask: Tensor | None) -> Float[Tensor, "B C N"]:
+        """Check an input and return its tokens, 0 where hidden."""
         if x.dim() != 2 + self.num_axes or x.shape[1] != self.in_channels:
             raise ValueError(
                 f"x must have the shape (B, {self.in_channels}) and {self.num_axes} axes of "
@@ -230,21 +247,24 @@ class LambdaLayer(nn.Module):
             )
         tokens = x.flatten(2)
         check_key_mask(key_mask, x, len(x), tokens.shape[2])
-        if key_mask is not None:
-            tokens = tokens.masked_fill(~key_mask.unsqueeze(1), 0)
-        q, k, v = torch.split(self.qkv.weight @ tokens, list(self.widths), dim=1)
-        q, v = _normalised(self.norm_q, q, key_mask), _normalised(self.norm_v, v, key_mask)
-        parts = ((q, self.num_heads), (k, self.intra_depth), (v, self.intra_depth))
-        q, k, v = (_by_head(y, count) for y, count in parts)
-        return q, k, v
+        return tokens if key_mask is None else tokens.masked_fill(~key_mask.unsqueeze(1), 0)
+
+    def _queries(self, q: Tensor, key_mask: Tensor | None) -> Float[Tensor, "B H N K"]:
+        return _by_head(_normalised(self.norm_q, q, key_mask), self.num_heads)
+
+    def _lambdas(self, k: Tensor, v: Tensor, x: Tensor, key_mask: Tensor | None) -> Lambdas:
+        """Return the lambdas of projected keys and values (B, channels, N) on the grid of x."""
+        k = _by_head(k, self.intra_depth)
+        v = _by_head(_normalised(self.norm_v, v, key_mask), self.intra_depth)
+        content = content_lambda(k, v, key_mask=key_mask)
+        return Lambdas(content, v, tuple(x.shape[2:]), key_mask)
 
     def _interact(self, q: Tensor, lambdas: Lambdas) -> Float[Tensor, "B H N V"]:
         """Apply content and position; v is 0 where hidden, since ``_normalised`` leaves 0 there."""
         v = lambdas.values
         y = apply_content(q, lambdas.content).to(v.dtype)
         if self.table is not None:
-            table, grid = self._table(lambdas.grid), lambdas.grid
-            y = y + position_interactions(q, v, table, grid=grid, form=self.form)
+            y = y + position_interactions(q, v, self.table, grid=lambdas.grid, form=self.form)
         if self.bias is not None:
             y = y + (q @ self.bias.to(q.dtype)).unsqueeze(-1)
         if lambdas.key_mask is not None and self.table is not None:
@@ -254,16 +274,16 @@ class LambdaLayer(nn.Module):
     def _merge(self, y: Tensor, x: Tensor) -> Tensor:
         return y.transpose(2, 3).reshape(len(x), self.out_channels, *x.shape[2:])
 
-    def _table(self, grid: Grid) -> Tensor:
-        """Return the table, which must reach as far as the grid if it is not local."""
-        assert self.table is not None
+    def _check_grid(self, grid: Grid) -> None:
+        """Refuse a grid that the table does not reach over, unless it is local."""
+        if self.table is None or self.is_local:
+            return
         largest = tuple((size + 1) // 2 for size in self.table.shape[2:])
-        if not self.is_local and any(g > most for g, most in zip(grid, largest, strict=True)):
+        if any(g > most for g, most in zip(grid, largest, strict=True)):
             raise ValueError(
                 f"x must lie on a grid of at most {largest}, that of the table, got {grid}; "
                 "resample(grid) stretches the table"
             )
-        return self.table
 
 
 def _by_head(x: Tensor, count: int) -> Tensor:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from subquad.layers.attention_rows import Attended
-from subquad.layers.heads import as_cached, check_causal, head_width
+from subquad.layers.heads import as_cached, check_causal
 from subquad.layers.mixer import CuSeqlens, KeyMask, Token, Tokens
 from subquad.ops.causal_lambda import (
     LambdaState,
@@ -70,9 +70,7 @@ class LambdaMixer(nn.Module):
         super().__init__()
         if rotary:
             raise ValueError(f"rotary must be False for LambdaMixer, got {rotary}")
-        if value_dim is not None:
-            check_positive("value_dim", value_dim)
-        self.value_dim = head_width(d_model, num_heads, value_dim)
+        self.value_dim = _value_dim(d_model, num_heads, value_dim)
         check_positive("window", window)
         check_positive("head_dim", head_dim)
         self.d_model, self.num_heads, self.head_dim = d_model, num_heads, head_dim
@@ -193,3 +191,14 @@ class LambdaMixer(nn.Module):
         """Lay the outputs of a token's queries side by side and project them back."""
         merged: Tensor = self.out_proj(y.transpose(1, 2).flatten(2).to(self.out_proj.weight.dtype))
         return merged
+
+
+def _value_dim(d_model: int, num_heads: int, value_dim: int | None) -> int:
+    for name, number in (("d_model", d_model), ("num_heads", num_heads), ("value_dim", value_dim)):
+        if number is not None:
+            check_positive(name, number)
+    if value_dim is None and d_model % num_heads:
+        raise ValueError(
+            f"num_heads must divide d_model ({d_model}) unless value_dim is given, got {num_heads}"
+        )
+    return d_model // num_heads if value_dim is None else value_dim

@@ -7,7 +7,7 @@ ResNets" (stem, shortcut, squeeze-excitation); timm's layouts for the names that
 
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from subquad.models.resnet_blocks import (
     Activation,
     BlockOptions,
     Bottleneck,
+    LambdaStage,
     Stem,
 )
 from subquad.ops.checks import check_choice, check_positive
@@ -162,6 +163,28 @@ class LambdaResNet(nn.Module):
         """
         return cls(**{**preset_options(name), **changes})
 
+    def resample(self, image_size: int) -> None:
+        """Stretch the tables of global contexts to another largest image, linearly.
+
+        The tables are new parameters: an optimiser made before does not know them.
+
+        Raises:
+            TypeError: if ``image_size`` is not an int.
+            ValueError: if it is below 1, or the network has windows.
+        """
+        check_positive("image_size", image_size)
+        if self.config["image_size"] is None:
+            raise ValueError(
+                f"resample needs a network without windows, got window={self.config['window']}"
+            )
+        for i, stage in enumerate(self.stages):
+            for b, block in enumerate(cast(nn.Sequential, stage)):
+                assert isinstance(block, Bottleneck)
+                if isinstance(block.spatial, LambdaStage):
+                    side = _halved(image_size, 2 + i - (b == 0 and i > 0))
+                    block.spatial.lambdas.resample((side, side))
+        self.config["image_size"] = image_size
+
     def forward_features(
         self, x: Float[Tensor, "B C H W"]
     ) -> list[Float[Tensor, "B channels h w"]]:
@@ -197,7 +220,7 @@ def preset_options(name: str) -> dict[str, Any]:
     """
     if name in PRESETS:
         return dict(PRESETS[name])
-    if name.isdigit() and int(name) in BLOCKS:
+    if name in map(str, BLOCKS):
         return {"stages": _hybrid(int(name)), **RS}
     match = PATTERN.fullmatch(name)
     if match and int(match[2]) in BLOCKS:

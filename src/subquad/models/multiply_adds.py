@@ -26,7 +26,8 @@ def multiply_adds(model: nn.Module, *input_shape: int) -> int:
         input_shape: of one example, for instance 3, 224, 224.
 
     Raises:
-        ValueError: if the model does not take the shape.
+        ValueError: if the model does not take the shape, or holds a layer with weights of another
+            kind, which would be left out.
     """
     total = 0
 
@@ -35,11 +36,23 @@ def multiply_adds(model: nn.Module, *input_shape: int) -> int:
         total += _count(module, inputs[0], output)
 
     copy = _without_memory(model)
-    for module in copy.modules():
-        if isinstance(module, tuple(_COUNTS)):
+    for name, module in copy.named_modules():
+        module._forward_hooks.clear()  # the user's own, which the copy has too
+        module._forward_pre_hooks.clear()
+        if any(isinstance(module, kind) for kind in _COUNTS):
             module.register_forward_hook(add)
-    with torch.no_grad():
-        copy(torch.empty(1, *input_shape, device="meta"))
+        elif not isinstance(module, _FREE) and any(True for _ in module.parameters(recurse=False)):
+            part = f"{name}, a " if name else ""
+            raise ValueError(
+                "model must hold its weights in layers that can be counted, got "
+                f"{part}{type(module).__name__}"
+            )
+    try:
+        with torch.no_grad():
+            copy(torch.empty(1, *input_shape, device="meta"))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"model must take input of {tuple(input_shape)}: {reason}") from error
     return total
 
 
@@ -74,6 +87,10 @@ _COUNTS: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], int]] = {
     nn.Linear: _linear,
     LambdaLayer: _lambda,
 }
+
+
+# Their weights multiply each number once: nothing beside the products.
+_FREE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
 
 
 def _count(module: nn.Module, x: Tensor, y: Tensor) -> int:

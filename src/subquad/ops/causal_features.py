@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from subquad.kernels import favor_operators as native
 from subquad.kernels.dispatch import Impl
 from subquad.ops.feature_maps import no_autocast
 from subquad.ops.native_favor import maps_natively
+from subquad.ops.once_differentiable import once_differentiable
 from subquad.ops.random_features import RandomFeatures
 from subquad.ops.tiles import groups, merge_batch, rows, stretches
 

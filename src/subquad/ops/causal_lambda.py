@@ -7,9 +7,9 @@
 Keys are normalised over what a token sees, each of their K channels by itself, so the content is a
 running mean of values for each channel: the recurrence of linear attention with a decay
 exp(L_{t-1} - L_t) a channel, whose keys are exp(k_t - L_t). Neither is ever above 1, at any
-magnitude; beside a large L a key is known to rounding of L, so that in float32 keys near 1e4 give
-weights right to 1e-3 of themselves. Position sees the last W tokens. So the state is of constant
-size.
+magnitude. L is kept in float64: beside a large L its own growth, by 1 / t a token where keys are
+alike, would be rounded away in float32 and the mean become a sum. Position sees the last W tokens.
+So the state is of constant size.
 
 Axes: B batch, H queries of a token, G heads of the values (1, or H), T time, K rows of a lambda, V
 its columns, W window. Source: Bello 2021, "LambdaNetworks", appendix on masked contexts; the
@@ -30,6 +30,8 @@ from subquad.ops.linear_state import LinearState
 from subquad.ops.window import compaction
 from subquad.ops.window_state import check_table, fill, put, ring_past, ring_positions
 
+LOWEST = -1e300  # the logarithm of no weight at all, with room for a difference
+
 
 class LambdaState(NamedTuple):
     """The past of a causal lambda layer; its size does not depend on how many tokens were read.
@@ -38,7 +40,7 @@ class LambdaState(NamedTuple):
     """
 
     content: Float[Tensor, "B 1 K V"]
-    log_sum: Float[Tensor, "B 1 K"]
+    log_sum: Float[Tensor, "B 1 K"]  # L, float64
     values: Float[Tensor, "B 1 W V"]
     position: Int[Tensor, " B"]  # of the next token: how many valid ones were read
 
@@ -57,7 +59,7 @@ def lambda_state(
     content = like.new_zeros(batch_size, 1, head_dim, value_dim, dtype=wide)
     return LambdaState(
         content,
-        torch.full_like(content[..., 0], _lowest(wide)),
+        torch.full_like(content[..., 0], LOWEST, dtype=torch.float64),
         like.new_zeros(batch_size, 1, window, value_dim),
         torch.zeros(batch_size, dtype=torch.long, device=like.device),
     )
@@ -128,8 +130,8 @@ def causal_lambda(
         wide_q, wide_k, wide_v, wide_table = (x.to(dtype) for x in (q, k, v, table))
         if rows is not None:
             behind = torch.arange(k.shape[2], device=k.device) >= lengths[:, None]
-            wide_k = wide_k.masked_fill(behind[:, None, :, None], _lowest(dtype))
-        y, content, log_sum = _content(wide_q, wide_k, wide_v, state)
+            wide_k = wide_k.double().masked_fill(behind[:, None, :, None], LOWEST)
+        y, content, log_sum = _content(wide_q, wide_k.double(), wide_v, state)
         past = ring_past(state.values, state.position).to(dtype)
         y = y + _position(wide_q, wide_v, wide_table, past)
     total = state.position + lengths
@@ -161,8 +163,9 @@ def causal_lambda_step(
     values = put(state.values, new_values, count % window, in_place=in_place)
     with no_autocast(q):
         wide_q, wide_k, wide_v, wide_table = (x.to(dtype) for x in (q, k, v, table))
-        log_sum = torch.logaddexp(state.log_sum, wide_k)
-        decay, weight = (state.log_sum - log_sum).exp(), (wide_k - log_sum).exp()
+        log_sum = torch.logaddexp(state.log_sum, wide_k.double())
+        logs = (state.log_sum - log_sum, wide_k.double() - log_sum)
+        decay, weight = (x.to(dtype).exp() for x in logs)
         added = weight.unsqueeze(-1) * wide_v.unsqueeze(-2)
         content = torch.addcmul(added, decay.unsqueeze(-1), state.content)
         at = ring_positions(count + 1, window)
@@ -181,14 +184,15 @@ def _content(q: Tensor, k: Tensor, v: Tensor, state: LambdaState) -> tuple[Tenso
     heads = q.shape[1]
     sums = torch.cat([state.log_sum.unsqueeze(2), k], 2).logcumsumexp(2)
     now, before = sums[:, :, 1:], sums[:, :, :-1]
-    spread = [x.expand(-1, heads, *x.shape[2:]) for x in ((k - now).exp(), v, before - now)]
+    logs = ((x - now).to(q.dtype) for x in (k, before))
+    weight, decay = (x.clamp(max=0).expand(-1, heads, -1, -1) for x in logs)
     content = state.content.expand(-1, heads, -1, -1)
     past = LinearState(content, torch.zeros_like(content[..., 0]))
-    phi_k, v, log_decay = spread
     y, last = linear_attention_chunked(
-        q, phi_k, v, past, log_decay=log_decay.clamp(max=0), normalize=False
+        q, weight.exp(), v.expand(-1, heads, -1, -1), past, log_decay=decay, normalize=False
     )
-    return y, last.kv[:, :1], now[:, :, -1]
+    # Copies: a view would keep the sums of all tokens, and the states of all heads, in memory.
+    return y, last.kv[:, :1].clone(), now[:, :, -1].clone()
 
 
 def _position(
@@ -213,17 +217,13 @@ def _position(
     return y.flatten(2, 3)[:, :, :count]
 
 
-def _lowest(dtype: torch.dtype) -> float:
-    return torch.finfo(dtype).min / 4
-
-
 def _check(q: Tensor, k: Tensor, v: Tensor, table: Tensor, state: LambdaState) -> None:
     """Check new tokens (B, ., T, .) against each other and the past."""
     for name, x in (("q", q), ("k", k), ("v", v), ("table", table)):
         if not x.is_floating_point():
             raise TypeError(f"{name} must be of floating point, got {x.dtype}")
     check_shape("k", k, (len(q), 1, *q.shape[2:]))
-    check_shape("v", v, (len(q), v.shape[1], q.shape[2], v.shape[3]))
+    check_shape("v", v, (len(q), q.shape[1] if v.shape[1] > 1 else 1, q.shape[2], v.shape[3]))
     window = state.values.shape[2]
     check_shape("table", table, (q.shape[3], window))
     check_table("state.values", state.values, window, "v", v[:, :1])

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from subquad.ops.feature_maps import no_autocast
+from subquad.ops.once_differentiable import once_differentiable
 
 
 class Sums(NamedTuple):

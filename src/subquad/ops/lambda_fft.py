@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from subquad.ops.once_differentiable import once_differentiable
 
 Grid = tuple[int, ...]
 Part = tuple[slice, ...]
@@ -86,9 +87,12 @@ class _CorrelateApply(torch.autograd.Function):
             for i, k in enumerate(range(rows.start, rows.stop)):
                 for u in range(values.shape[1]):
                     grad_values[:, u].addcmul_(back[i], kernels[k, u].conj())
-                    grad_kernels[k, u] = (back[i] * values[:, u].conj()).sum((0, 1))
+                    if ctx.needs_input_grad[2]:
+                        grad_kernels[k, u] = (back[i] * values[:, u].conj()).sum((0, 1))
         grad_v = _invert(grad_values, sizes, grid).flatten(3).transpose(2, 3)
-        grad_table = _offsets(_invert(grad_kernels, sizes, sizes), tuple(table.shape[2:]))
+        grad_table = None
+        if ctx.needs_input_grad[2]:
+            grad_table = _offsets(_invert(grad_kernels, sizes, sizes), tuple(table.shape[2:]))
         return grad_q.transpose(2, 3), grad_v, grad_table, None
 
 

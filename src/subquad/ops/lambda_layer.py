@@ -81,7 +81,7 @@ def content_lambda(
     """
     check_context(k, v)
     check_key_mask(key_mask, k, len(k), k.shape[2])
-    dtype = torch.promote_types(k.dtype, torch.float32)
+    dtype = torch.promote_types(torch.promote_types(k.dtype, v.dtype), torch.float32)
     with no_autocast(k):
         k, v = k.to(dtype), v.to(dtype)
         if key_mask is None:

@@ -9,10 +9,10 @@ same as a convolution of the values with R (zeros beyond the border of the grid)
 | form | operations a token and query | memory beyond inputs and outputs |
 |---|---|---|
 | quadratic, the definition | n K U (1 + V) | n^2 K U |
-| by rows | n (K + V) U, or r (K + V) U of a local table's r offsets | B H s n of s queries |
+| by rows | n (K + V) U | B H s n of s queries, and n^2 places of offsets |
 | by Fourier transform | K V log n / H | the transforms of a few rows k |
 
-No form but the definition holds B n K V numbers.
+These two never hold B n K V numbers; the definition, the paper's einsum and the convolution do.
 
 Axes: B batch, H queries of a token, U intra-depth, N tokens of a grid of 1 to 3 axes, K rows of a
 lambda, V its columns, R offsets. Source: Bello 2021, "LambdaNetworks: modeling long-range
@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from subquad.ops.checks import check_batch_size
+from subquad.ops.checks import check_batch_size, check_positive
 from subquad.ops.feature_maps import no_autocast
 from subquad.ops.lambda_fft import Grid, correlate_apply, padded_sizes
 
@@ -87,7 +87,9 @@ def position_interactions_rows(
         block_size: queries worked on at once; changes speed and memory only.
     """
     count = q.shape[2]
-    if block_size is None:
+    if block_size is not None:
+        check_positive("block_size", block_size)
+    else:
         a_query = len(q) * q.shape[1] * count * v.shape[1] + count * table.shape[0] * v.shape[1]
         block_size = max(1, BLOCK // a_query)
     indices = offset_places(table, grid)
@@ -168,7 +170,8 @@ def position_interactions(
     if form not in FORMS:
         raise ValueError(f"form must be among {', '.join(FORMS)}, got {form!r}")
     table = _cropped(table, grid)
-    dtype = torch.promote_types(q.dtype, torch.float32)
+    dtype = torch.promote_types(torch.promote_types(q.dtype, v.dtype), torch.float32)
+    dtype = torch.promote_types(dtype, table.dtype)
     with no_autocast(q):
         wide = (q.to(dtype), v.to(dtype), table.to(dtype))
         y = _FORMS[_chosen(form, q, v, table, grid)](*wide, grid=grid)

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from subquad.ops.checks import check_divisible, check_positive_number, check_shape
 from subquad.ops.feature_maps import widen
+from subquad.ops.once_differentiable import once_differentiable
 
 MIN_LOG_SCALE = -7.0
 SMALLEST_EXACT_MASS = 1e-5

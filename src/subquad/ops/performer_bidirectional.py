@@ -26,11 +26,11 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from subquad.kernels.dispatch import Impl
 from subquad.ops.feature_maps import no_autocast
 from subquad.ops.native_favor import native_attention
+from subquad.ops.once_differentiable import once_differentiable
 from subquad.ops.tiles import Group, groups, merge_batch, rows, stretches
 
 

@@ -58,6 +58,7 @@ def load_lambda_weights(model: nn.Module, weights: Mapping[str, Tensor], layout:
     }
     _check_names(expected, weights, layout)
     joined = {ours: rule.join([weights[n] for n in rule.theirs]) for ours, rule in rules.items()}
+    assert {n: x.shape for n, x in joined.items()} == {n: x.shape for n, x in found.items()}
     model.load_state_dict(joined)
 
 
@@ -86,7 +87,7 @@ def _rules(model: nn.Module, layout: Layout) -> dict[str, Rule]:
     if isinstance(model, LambdaLayer):
         return _layer_rules(model, "", "", _LUCIDRAINS)
     assert isinstance(model, LambdaResNet)
-    needed = {"stem": "tiered" if layout == "timm" else "plain", "shortcut": "conv"}
+    needed = _TIMM_OPTIONS if layout == "timm" else _D_LI14_OPTIONS
     for name, value in needed.items():
         if model.config[name] != value:
             raise ValueError(
@@ -96,6 +97,12 @@ def _rules(model: nn.Module, layout: Layout) -> dict[str, Rule]:
     if any("S" in kinds for kinds in model.config["stages"]):
         raise ValueError(f"model must have no squeeze-excitation for the layout {layout}")
     return _timm_rules(model) if layout == "timm" else _d_li14_rules(model)
+
+
+# What a state dict does not tell, and these libraries do not offer otherwise. timm's activation is
+# that of the network's name: ReLU or SiLU.
+_TIMM_OPTIONS = {"stem": "tiered", "shortcut": "conv", "pooling": 2, "intra_depth": 1}
+_D_LI14_OPTIONS = {"stem": "plain", "shortcut": "conv", "pooling": 3, "activation": "relu"}
 
 
 def _timm_rules(model: LambdaResNet) -> dict[str, Rule]:
@@ -185,16 +192,22 @@ def _layer_rules(layer: LambdaLayer, ours: str, theirs: str, names: _LayerNames)
     }
     for norm in ("norm_q", "norm_v"):
         rules |= _norm_rules(ours + norm, theirs + norm)
+    if layer.is_local != (layer.bias is not None):
+        raise ValueError(
+            "model must have lambda layers with a bias where they have a window, and without where "
+            f"they have none, got {'a' if layer.is_local else 'no'} window and "
+            f"{'no' if layer.bias is None else 'a'} bias"
+        )
     if layer.is_local:
         at = f"{theirs}{names.conv}."
         rules[f"{ours}table"] = _moved(f"{at}weight", names.from_conv, names.conv_axes)
-        if layer.bias is not None:
-            rules[f"{ours}bias"] = _same(f"{at}bias")
+        rules[f"{ours}bias"] = _same(f"{at}bias")
         return rules
-    if names.table is None or layer.bias is not None:
+    height, width = layer.table.shape[2:]
+    if names.table is None or height != width:
         raise ValueError(
-            "model must have a window in its lambda layers for this layout, or no lambda_bias "
-            f"where it has none, got window=None and bias={layer.bias is not None}"
+            "model must have a window or, in layouts that have tables, a square grid in its "
+            f"lambda layers, got a table of {height} x {width}"
         )
     at = theirs + names.table
     rules[f"{ours}table"] = _moved(at, names.from_table, names.table_axes)
