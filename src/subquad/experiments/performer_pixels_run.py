@@ -137,7 +137,7 @@ def _drawings(options: PerformerPixelsOptions, train: Bytes, test: Bytes, source
             minutes=minutes,
             batch_size=1,
             warmup_steps=min(config.warmup_steps, DRAWING_WARMUP),
-            log_every=1,
+            log_every=min(config.log_every, 10),  # one picture says little: means of ten
         ),
         source=source,
         evaluation_batch=1,
