@@ -16,6 +16,7 @@ their equivariance to translation); the transform is ours.
 """
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,9 +26,8 @@ from torch import Tensor
 from subquad.ops.once_differentiable import once_differentiable
 
 Grid = tuple[int, ...]
-Part = tuple[slice, ...]
 ALL = (slice(None), slice(None))  # of the table's first two axes
-SLICE = 1 << 23  # numbers of a transform held at once, unless a single row k needs more
+SLICE = 1 << 18  # complex numbers of a transform at once, unless one needs more: they stay in cache
 
 
 def correlate_apply(q: Tensor, v: Tensor, table: Tensor, grid: Grid) -> Tensor:
@@ -59,11 +59,13 @@ class _CorrelateApply(torch.autograd.Function):
         ctx.save_for_backward(q, v, table)
         ctx.grid = grid
         sizes = padded_sizes(grid, tuple(table.shape[2:]))
-        values, kernels = _values(v, grid, sizes), _kernels(table, sizes)
-        y = v.new_zeros(len(q), q.shape[1], v.shape[3], v.shape[2])
-        for rows in _slices(len(table), values):
-            lambdas = _lambdas(values, kernels[rows], grid, sizes)
-            _apply(y, q[..., rows], lambdas)
+        q, kernels = q.permute(3, 0, 1, 2).contiguous(), _kernels(table, sizes)
+        y = v.new_zeros(q.shape[1], q.shape[2], v.shape[3], v.shape[2])
+        for batch, columns in _images(v, sizes):
+            values = _values(v[batch, ..., columns], grid, sizes)
+            for rows in _rows(len(table), values):
+                lambdas = _lambdas(values, kernels[rows], grid, sizes)
+                _apply(y[batch, :, columns], q[rows, batch], lambdas)
         return y.transpose(2, 3)
 
     @staticmethod
@@ -72,53 +74,83 @@ class _CorrelateApply(torch.autograd.Function):
         q, v, table = ctx.saved_tensors
         grid: Grid = ctx.grid
         sizes = padded_sizes(grid, tuple(table.shape[2:]))
-        values, kernels = _values(v, grid, sizes), _kernels(table, sizes)
         grad = grad.transpose(2, 3).contiguous()
-        grad_q = torch.empty(
-            q.shape[0], q.shape[1], q.shape[3], q.shape[2], dtype=q.dtype, device=q.device
-        )
-        grad_values, grad_kernels = torch.zeros_like(values), torch.empty_like(kernels)
-        for rows in _slices(len(table), values):
-            lambdas = _lambdas(values, kernels[rows], grid, sizes)
-            for i, k in enumerate(range(rows.start, rows.stop)):
-                _differentiate_row(grad, q[..., k], lambdas[i], grad_q[:, :, k])
-            back = _transform(_on(grid, lambdas), sizes)
-            # The transform of a correlation with real numbers: conjugates.
-            for i, k in enumerate(range(rows.start, rows.stop)):
-                for u in range(values.shape[1]):
-                    grad_values[:, u].addcmul_(back[i], kernels[k, u].conj())
-                    if ctx.needs_input_grad[2]:
-                        grad_kernels[k, u] = (back[i] * values[:, u].conj()).sum((0, 1))
-        grad_v = _invert(grad_values, sizes, grid).flatten(3).transpose(2, 3)
+        q, kernels = q.permute(3, 0, 1, 2).contiguous(), _kernels(table, sizes)
+        grad_q, grad_v = torch.zeros_like(q), torch.empty_like(v)
+        grad_kernels = torch.zeros_like(kernels) if ctx.needs_input_grad[2] else None
+        for batch, columns in _images(v, sizes):
+            values = _values(v[batch, ..., columns], grid, sizes)
+            grad_values = torch.zeros_like(values)
+            for rows in _rows(len(table), values):
+                lambdas = _lambdas(values, kernels[rows], grid, sizes)
+                for i, k in enumerate(range(rows.start, rows.stop)):
+                    of_y = grad[batch, :, columns]
+                    _differentiate_row(of_y, q[k, batch], lambdas[i], grad_q[k, batch])
+                back = _transform(_on(grid, lambdas), sizes)
+                _differentiate_product(back, values, kernels[rows], grad_values)
+                if grad_kernels is not None:
+                    _differentiate_kernels(back, values, grad_kernels[rows])
+            grad_v[batch, ..., columns] = (
+                _invert(grad_values, sizes, grid).flatten(3).transpose(2, 3)
+            )
         grad_table = None
-        if ctx.needs_input_grad[2]:
+        if grad_kernels is not None:
             grad_table = _offsets(_invert(grad_kernels, sizes, sizes), tuple(table.shape[2:]))
-        return grad_q.transpose(2, 3), grad_v, grad_table, None
+        return grad_q.permute(1, 2, 3, 0), grad_v, grad_table, None
 
 
-def _slices(count: int, values: Tensor) -> Iterator[slice]:
-    """Cut the rows k of a lambda so that the transforms of each part are of bounded size."""
-    step = max(1, min(count, SLICE // max(1, values[:, 0].numel())))
+def _images(v: Tensor, sizes: Grid) -> Iterator[tuple[slice, slice]]:
+    """Cut batch and columns so that their transforms are of bounded size."""
+    room = max(1, SLICE // math.prod(sizes[:-1]) // (sizes[-1] // 2 + 1))
+    columns = min(v.shape[3], room)
+    for batch in _parts(len(v), room // columns):
+        for part in _parts(v.shape[3], columns):
+            yield batch, part
+
+
+def _rows(count: int, values: Tensor) -> Iterator[slice]:
+    """Cut the rows k of a lambda likewise."""
+    return _parts(count, SLICE // max(1, values[:, 0].numel()))
+
+
+def _parts(count: int, step: int) -> Iterator[slice]:
+    step = max(1, step)
     for start in range(0, count, step):
         yield slice(start, min(start + step, count))
 
 
 def _apply(y: Tensor, q: Tensor, lambdas: Tensor) -> None:
-    """Add lambdas (k, B, V, n) times queries (B, H, n, k) to y (B, H, V, n)."""
-    for i, part in enumerate(lambdas):
-        y.addcmul_(q[..., i].unsqueeze(2), part.unsqueeze(1))
+    """Add lambdas (k, B, V, n) times queries (k, B, H, n) to y (B, H, V, n)."""
+    for queries, part in zip(q, lambdas, strict=True):
+        y.addcmul_(queries.unsqueeze(2), part.unsqueeze(1))
 
 
 def _differentiate_row(grad: Tensor, q: Tensor, lambdas: Tensor, grad_q: Tensor) -> None:
-    """Put the gradient of queries (B, H, n) into ``grad_q``, that of lambdas (B, V, n) in place.
+    """Add the gradient of queries (B, H, n) to ``grad_q``, put that of lambdas (B, V, n) in place.
 
     Query by query: what is summed over stays in the cache.
     """
     total = torch.zeros_like(lambdas)
     for h in range(grad.shape[1]):
-        grad_q[:, h] = (grad[:, h] * lambdas).sum(1)
+        grad_q[:, h] += (grad[:, h] * lambdas).sum(1)
         total.addcmul_(grad[:, h], q[:, h].unsqueeze(1))
     lambdas.copy_(total)
+
+
+def _differentiate_product(
+    back: Tensor, values: Tensor, kernels: Tensor, grad_values: Tensor
+) -> None:
+    """Add the gradient of the values' transform: a correlation with real numbers, so conjugates."""
+    for part, kernel in zip(back, kernels, strict=True):
+        for u in range(values.shape[1]):
+            grad_values[:, u].addcmul_(part, kernel[u].conj())
+
+
+def _differentiate_kernels(back: Tensor, values: Tensor, grad_kernels: Tensor) -> None:
+    """Add that of the kernels' transform."""
+    for part, grad_kernel in zip(back, grad_kernels, strict=True):
+        for u in range(values.shape[1]):
+            grad_kernel[u] += (part * values[:, u].conj()).sum((0, 1))
 
 
 def _lambdas(values: Tensor, kernels: Tensor, grid: Grid, sizes: Grid) -> Tensor:
@@ -168,19 +200,22 @@ def _on(grid: Grid, x: Tensor) -> Tensor:
 
 
 def _transform(x: Tensor, sizes: Grid) -> Tensor:
-    """Return the real transform, the last axis first: what is all padding is never transformed."""
-    z: Tensor = torch.fft.rfft(x, n=sizes[-1], dim=-1)
-    for axis, size in enumerate(reversed(sizes[:-1]), start=2):
-        z = torch.fft.fft(z, n=size, dim=-axis)
+    """Return the real transform of the last axes, which come out in the order that it needs.
+
+    An axis is transformed where it is the last, and then turned to the front of the grid's axes:
+    rows of numbers beside each other, and what is all padding is never transformed.
+    """
+    z: Tensor = torch.fft.rfft(x, n=sizes[-1])
+    for size in reversed(sizes[:-1]):
+        z = torch.fft.fft(z.movedim(-1, -len(sizes)), n=size)
     return z
 
 
 def _invert(z: Tensor, sizes: Grid, grid: Grid) -> Tensor:
-    """Return the real inverse on the grid; what is cut is not transformed further."""
-    for axis, size in reversed(list(enumerate(reversed(sizes[:-1]), start=2))):
-        z = torch.fft.ifft(z, dim=-axis).narrow(-axis, 0, grid[-axis])
-        assert size >= grid[-axis]
-    x: Tensor = torch.fft.irfft(z, n=sizes[-1], dim=-1)
+    """Return the real inverse on the grid, back the same way; what is cut is not turned over."""
+    for length in grid[:-1]:
+        z = torch.fft.ifft(z)[..., :length].movedim(-len(sizes), -1)
+    x: Tensor = torch.fft.irfft(z, n=sizes[-1])
     return x[..., : grid[-1]]
 
 

@@ -34,7 +34,7 @@ from subquad.ops.lambda_fft import Grid, correlate_apply, padded_sizes
 
 Form = Literal["auto", "quadratic", "einsum", "convolution", "rows", "fft"]
 FORMS: tuple[Form, ...] = get_args(Form)
-DEARER = 4.0  # an operation of a transform over one of a matrix product, in time
+DEARER = 6.0  # an operation of a transform over one of a matrix product, in time
 BLOCK = 1 << 22  # weights (B, H, s, N) of a block of queries, in the form by rows
 
 
