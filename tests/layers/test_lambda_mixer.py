@@ -5,6 +5,7 @@ import torch
 
 from helpers import assert_near, three_masked_rows
 from subquad.layers import LambdaMixer
+from subquad.layers.attention_rows import attention_rows
 from subquad.models import PixelModel, TransformerDecoder
 from subquad.ops.causal_lambda import (
     causal_lambda,
@@ -178,3 +179,70 @@ def test_values_are_one_for_all_queries_or_one_for_each(unhooked):
     q, k, v, table = (x.detach() for x in draw(5, 3))
     with pytest.raises(ValueError, match="v must have shape"):
         causal_lambda(q, k, v.repeat(1, 3, 1, 1), table, lambda_state(3, 4, 5, v, window=3))
+
+
+GRID = (3, 5)
+
+
+def on_grid(**options):
+    torch.manual_seed(0)
+    return LambdaMixer(
+        8, 2, is_causal=False, head_dim=4, grid=GRID, **options
+    ).double()  # fmt: skip
+
+
+@pytest.mark.parametrize("window", [2, 64])
+def test_a_grid_behind_a_class_token_is_the_definition(window):
+    mixer = on_grid(window=window)
+    x = torch.randn(2, 1 + 15, 8, dtype=torch.float64, requires_grad=True)
+    q, k, v = mixer._split(x)
+    rows = []
+    for n in range(16):
+        weight = k[:, 0].softmax(1)  # (B, T, K)
+        lambdas = torch.einsum("bmk,bmv->bkv", weight, v[:, 0])
+        for m in range(1, 16) if n else ():
+            down, across = (m - 1) // 5 - (n - 1) // 5, (m - 1) % 5 - (n - 1) % 5
+            middle = [size // 2 for size in mixer.table.shape[1:]]
+            if abs(down) <= middle[0] and abs(across) <= middle[1]:
+                r = mixer.table[:, middle[0] + down, middle[1] + across]
+                lambdas = lambdas + r[:, None] * v[:, 0, m, None, :]
+        rows.append(torch.einsum("bhk,bkv->bhv", q[:, :, n], lambdas))
+    expected, y = mixer.merge(torch.stack(rows, 2)), mixer(x)
+    assert_near(y, expected, 1e-12)
+    inputs, grad = [x, *mixer.parameters()], torch.randn_like(y)
+    found, wanted = (torch.autograd.grad(out, inputs, grad) for out in (y, expected))
+    assert_near(found, wanted, 1e-11)
+
+
+def test_what_hides_on_a_grid_changes_nothing():
+    mixer = on_grid()
+    x = torch.randn(2, 16, 8, dtype=torch.float64)
+    mask = torch.ones(2, 16, dtype=torch.bool)
+    mask[0, 3], mask[1, 7:] = False, False
+    expected = mixer(x.masked_fill(~mask[..., None], 0), key_mask=mask)
+    y = mixer(x.masked_fill(~mask[..., None], torch.nan), key_mask=mask)
+    assert_near(y, expected, 0)
+    seen = mixer(x)
+    assert (seen[0, 4] - y[0, 4]).abs().max() > 1e-3
+
+
+def test_a_grid_s_rows_of_attention_are_what_the_values_are_weighed_by():
+    mixer = on_grid()
+    x = torch.randn(1, 17, 8, dtype=torch.float64)
+    rows = attention_rows(mixer, x, range(17))
+    assert_near(mixer.merge(rows.weights @ rows.values), mixer(x), 1e-12)
+
+
+def test_a_grid_that_does_not_fit(unhooked):
+    with pytest.raises(ValueError, match=r"grid must be None for a causal LambdaMixer, got \(3, 5"):
+        LambdaMixer(8, 2, is_causal=True, grid=GRID)
+    with pytest.raises(ValueError, match=r"grid must have 1 to 3 axes, got \(\)"):
+        LambdaMixer(8, 2, is_causal=False, grid=())
+    with pytest.raises(ValueError, match=r"grid\[1\] must be at least 1, got 0"):
+        LambdaMixer(8, 2, is_causal=False, grid=(3, 0))
+    mixer = on_grid()
+    with pytest.raises(ValueError, match=r"at least the 15 tokens of the grid \(3, 5\), got 14"):
+        mixer(torch.zeros(1, 14, 8, dtype=torch.float64))
+    borders = torch.tensor([0, 15])
+    with pytest.raises(ValueError, match="cu_seqlens must be None for a LambdaMixer with a grid"):
+        mixer(torch.zeros(1, 15, 8, dtype=torch.float64), cu_seqlens=borders)

@@ -2,16 +2,20 @@
 
 Content sees all tokens (causal: those up to itself), position a window of them. The paper's
 batch-norm of queries and values is left out: over a sequence it would tell a token of later ones.
+Tokens may lie on a grid, as the patches of an image do.
 
 Axes: B batch, T time, D model width, H queries of a token, K rows of a lambda, V its columns.
 Source: Bello 2021, "LambdaNetworks", section 3 and its appendix on masked contexts.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from subquad.layers.attention_rows import Attended
 from subquad.layers.heads import as_cached, check_causal
@@ -29,7 +33,9 @@ from subquad.ops.checks import (
     check_token,
     check_tokens,
 )
+from subquad.ops.lambda_fft import Grid
 from subquad.ops.lambda_layer import lambda_layer
+from subquad.ops.lambda_position import position_interactions
 from subquad.ops.packing import run_packed
 from subquad.ops.window import compaction
 
@@ -44,7 +50,10 @@ class LambdaMixer(nn.Module):
         d_model: width D of the tokens.
         num_heads: H, queries of a token, each with D / H outputs of its own.
         is_causal: token i sees tokens j <= i only.
-        window: tokens that position sees on one side, the token itself included.
+        window: tokens that position sees on one side, the token itself included; along each axis.
+        grid: axes of the tokens, whose product are the last of a sequence, row by row. Those before
+            them, class tokens, have no place: they see and are seen by content alone. None for
+            tokens in one line. Not together with ``is_causal``.
         head_dim: K, query and key width.
         value_dim: V, by default d_model / num_heads.
         bias: whether the output's projection has a bias; those of q, k and v have none.
@@ -52,7 +61,7 @@ class LambdaMixer(nn.Module):
 
     Raises:
         TypeError: if a number is not an int.
-        ValueError: if a number does not fit, or ``rotary`` is True.
+        ValueError: if a number does not fit, ``rotary`` is True, or a causal mixer has a grid.
     """
 
     def __init__(
@@ -62,6 +71,7 @@ class LambdaMixer(nn.Module):
         *,
         is_causal: bool,
         window: int = 64,
+        grid: Sequence[int] | None = None,
         head_dim: int = 16,
         value_dim: int | None = None,
         bias: bool = True,
@@ -75,11 +85,14 @@ class LambdaMixer(nn.Module):
         check_positive("head_dim", head_dim)
         self.d_model, self.num_heads, self.head_dim = d_model, num_heads, head_dim
         self.is_causal, self.window = is_causal, window
+        self.grid = None if grid is None else _checked_grid(grid, is_causal)
         self.widths = [num_heads * head_dim, head_dim, self.value_dim]
         self.qkv_proj = nn.Linear(d_model, sum(self.widths), bias=False)
         self.out_proj = nn.Linear(num_heads * self.value_dim, d_model, bias=bias)
-        offsets = window if is_causal else 2 * window - 1
-        self.table = nn.Parameter(torch.empty(head_dim, offsets))
+        offsets = [window if is_causal else 2 * window - 1]
+        if self.grid is not None:
+            offsets = [2 * min(window, length) - 1 for length in self.grid]
+        self.table = nn.Parameter(torch.empty(head_dim, *offsets))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -166,6 +179,8 @@ class LambdaMixer(nn.Module):
             state = lambda_state(len(q), self.head_dim, self.value_dim, v, **size)
             return causal_lambda(q, k, v, self.table, state, key_mask=key_mask)[0]
         table, grid = self.table.unsqueeze(1), (q.shape[2],)
+        if self.grid is not None:
+            return self._on_grid(q, k, v, table, self.grid, key_mask)
         if key_mask is None:
             return lambda_layer(q, k, v, table, grid=grid)
         rows = compaction(key_mask)
@@ -173,13 +188,36 @@ class LambdaMixer(nn.Module):
         front = torch.arange(q.shape[2], device=q.device) < rows.lengths[:, None]
         return rows.restore(lambda_layer(q, k, v, table, grid=grid, key_mask=front))
 
+    def _on_grid(
+        self, q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: Grid, key_mask: KeyMask | None
+    ) -> Float[Tensor, "B H T V"]:
+        """Content for all tokens, position for those of the grid."""
+        y = lambda_layer(q, k, v, None, grid=(q.shape[2],), key_mask=key_mask)
+        first = q.shape[2] - math.prod(grid)
+        seen = v if key_mask is None else v.masked_fill(~key_mask[:, None, :, None], 0)
+        placed = position_interactions(q[:, :, first:], seen[:, :, first:], table, grid=grid)
+        y = y + F.pad(placed, (0, 0, first, 0))
+        return y if key_mask is None else y.masked_fill(~key_mask[:, None, :, None], 0)
+
     def _check(
         self, x: Tensor, key_mask: Tensor | None, cu_seqlens: Tensor | None
     ) -> Float[Tensor, "B T D"]:
         check_tokens("x", x, self.d_model)
         check_key_mask(key_mask, x, *x.shape[:2])
         check_cu_seqlens(cu_seqlens, key_mask, *x.shape[:2])
+        if self.grid is not None:
+            self._check_on_grid(x.shape[1], cu_seqlens)
         return x if key_mask is None else x.masked_fill(~key_mask.unsqueeze(-1), 0)
+
+    def _check_on_grid(self, seq_len: int, cu_seqlens: Tensor | None) -> None:
+        assert self.grid is not None
+        if cu_seqlens is not None:
+            raise ValueError("cu_seqlens must be None for a LambdaMixer with a grid, got a tensor")
+        if seq_len < math.prod(self.grid):
+            raise ValueError(
+                f"x must hold at least the {math.prod(self.grid)} tokens of the grid {self.grid}, "
+                f"got {seq_len}"
+            )
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Project (B, T, D) to q (B, H, T, K), k (B, 1, T, K) and v (B, 1, T, V)."""
@@ -202,3 +240,13 @@ def _value_dim(d_model: int, num_heads: int, value_dim: int | None) -> int:
             f"num_heads must divide d_model ({d_model}) unless value_dim is given, got {num_heads}"
         )
     return d_model // num_heads if value_dim is None else value_dim
+
+
+def _checked_grid(grid: Sequence[int], is_causal: bool) -> Grid:
+    if is_causal:
+        raise ValueError(f"grid must be None for a causal LambdaMixer, got {tuple(grid)}")
+    if not 1 <= len(grid) <= 3:
+        raise ValueError(f"grid must have 1 to 3 axes, got {tuple(grid)}")
+    for axis, length in enumerate(grid):
+        check_positive(f"grid[{axis}]", length)
+    return tuple(grid)
