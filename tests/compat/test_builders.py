@@ -108,7 +108,12 @@ def test_all_public_names_are_there():
         ("dropout", "0.1", TypeError, r"dropout must be a number, got str '0\.1'"),
         ("attention_dropout", "a", TypeError, "attention_dropout must be a number, got str 'a'"),
         ("softmax_temp", True, TypeError, "softmax_temp must be a number, got bool True"),
-        ("activation", "swish", ValueError, "activation must be one of relu, gelu; got 'swish'"),
+        (
+            "activation",
+            "swish",
+            ValueError,
+            "activation must be one of relu, gelu, gelu-tanh; got 'swish'",
+        ),
         ("final_normalization", 1, TypeError, "final_normalization must be a bool, got int 1"),
         (
             "attention_type",

@@ -70,7 +70,7 @@ def test_dropout_falls_on_the_mixer_on_the_hidden_layer_and_on_the_output():
     ("options", "message"),
     [
         ({"norm": "none"}, "norm must be one of post, pre; got 'none'"),
-        ({"activation": "tanh"}, "activation must be one of relu, gelu; got 'tanh'"),
+        ({"activation": "tanh"}, "activation must be one of relu, gelu, gelu-tanh; got 'tanh'"),
         ({"dropout": 1.0}, r"dropout must be at least 0 and below 1, got 1\.0"),
         ({"dropout": float("nan")}, "dropout must be at least 0 and below 1, got nan"),
     ],

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
+from torch.testing import assert_close
 
 from subquad.layers.drawn_features import DrawnFeatures
-from subquad.models import DecoderLM, EncoderDecoder, EncoderLM
+from subquad.models import DecoderLM, EncoderDecoder, EncoderLM, LambdaResNet
 
 SIZES = {"d_model": 16, "num_layers": 3, "num_heads": 2, "d_ff": 16}
 
@@ -99,3 +101,22 @@ def test_a_graph_may_be_gone_back_twice():
     first = torch.autograd.grad(y.square().sum(), weights, retain_graph=True)
     second = torch.autograd.grad(y.square().sum(), weights)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_batch_norms_count_a_batch_once():
+    def trained(checkpointing):
+        torch.manual_seed(0)
+        model = LambdaResNet(
+            ("S", "C", "L", "L"), num_classes=3, width=8, window=3, drop_path=0.2, dropout=0.1,
+            zero_init=False, checkpointing=checkpointing,
+        ).double()  # fmt: skip
+        x = torch.randn(4, 3, 33, 32, dtype=torch.float64)
+        for _ in range(2):
+            model(x).square().sum().backward()
+        gradients = {name: p.grad for name, p in model.named_parameters()}
+        momenta = [m.momentum for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+        assert set(momenta) == {0.1}
+        return gradients, dict(model.named_buffers())
+
+    for plain, again in zip(trained(False), trained(True), strict=True):
+        assert_close(again, plain)

@@ -14,6 +14,7 @@ from helpers import TOLERANCE, as_users_have_it, assert_near, draw_qkv, leaves, 
 from subquad.ops.softmax_attention import (
     KVCache,
     kv_cache,
+    softmax_attention,
     softmax_attention_cached,
     softmax_attention_quadratic,
 )
@@ -254,3 +255,56 @@ def test_options_that_do_not_fit_are_refused():
         cached(q, k, v, kv_cache(1, H, K, V, like=q))
     with pytest.raises(ValueError, match=r"cache\.v must have shape \(3, 2, 0, 5\), got \(3, 2, 0"):
         cached(q, k, v, kv_cache(B, H, K, V + 1, like=q))
+
+
+@pytest.mark.parametrize(("seq_len", "wide"), [(49, True), (1024, False)])
+def test_bfloat16_learns_in_float32_where_that_is_the_faster(monkeypatch, seq_len, wide):
+    seen = []
+
+    def spy(q, *rest, **options):
+        seen.append(q.dtype)
+        return torch.nn.functional.scaled_dot_product_attention(q, *rest, **options)
+
+    monkeypatch.setattr("subquad.ops.softmax_attention.scaled_dot_product_attention", spy)
+    q, k, v = (torch.randn(1, 1, seq_len, 8).bfloat16().requires_grad_() for _ in range(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = softmax_attention(q, k, v)
+    grads = torch.autograd.grad(y.float().square().sum(), (q, k, v))
+    assert seen == [torch.float32 if wide else torch.bfloat16]
+    assert y.dtype == torch.bfloat16
+    exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    expected = softmax_attention(*exact)
+    assert_near(y.double(), expected, 1e-2)
+    wanted = torch.autograd.grad(expected.square().sum(), exact)
+    assert_near([g.double() for g in grads], list(wanted), 3e-2)
+    with torch.no_grad():
+        softmax_attention(q, k, v)
+    assert seen[-1] == torch.bfloat16
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_bias_is_added_to_the_scores(is_causal, masked):
+    q, k, v = leaves(*make_qkv())
+    (bias,) = leaves(torch.randn(B, H, T, T, dtype=torch.float64))
+    options = {"is_causal": is_causal, "key_mask": three_masked_rows(T) if masked else None}
+    y, expected = (
+        attend(q, k, v, bias=bias, **options)
+        for attend in (softmax_attention, softmax_attention_quadratic)
+    )
+    assert_near(y, expected, 1e-12)
+    grads, wanted = (torch.autograd.grad(z.sin().sum(), (q, k, v, bias)) for z in (y, expected))
+    assert_near(grads, list(wanted), 1e-12)
+    assert (y - softmax_attention(q, k, v, **options)).norm() > 0.1 * y.norm()
+
+
+def test_a_bias_that_does_not_fit_is_refused():
+    attend, (q, k, v) = as_users_have_it(softmax_attention), make_qkv()
+    with pytest.raises(ValueError, match=r"bias must have shape \(3, 2, 12, 12\), got \(12, 12\)"):
+        attend(q, k, v, bias=torch.zeros(T, T, dtype=q.dtype))
+    q, k, v = make_qkv(shape=(1, H, T))
+    bias = torch.zeros(1, H, T, T, dtype=q.dtype)
+    with pytest.raises(
+        ValueError, match="bias and cu_seqlens must not be given together, got both"
+    ):
+        attend(q, k, v, bias=bias, cu_seqlens=torch.tensor([0, T]))

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from subquad.layers.feed_forward import Activation, FeedForward
 from subquad.layers.frozen import Map, frozen, is_plain
 from subquad.layers.fused_block import fused_step
-from subquad.ops.checks import check_choice
+from subquad.layers.stochastic_depth import StochasticDepth
+from subquad.ops.checks import check_choice, check_positive_number
 
 Norm = Literal["post", "pre"]
 
@@ -47,7 +48,21 @@ class _Parts(NamedTuple):
 
 
 class Block(nn.Module):
-    """A mixer and a feed-forward network with residuals; it does not know which mixer it holds."""
+    """A mixer and a feed-forward network with residuals; it does not know which mixer it holds.
+
+    Args:
+        mixer: a ``Mixer``.
+        d_model: width D.
+        d_ff: hidden width of the feed-forward network.
+        norm: "post" or "pre".
+        activation: "relu", "gelu" (by erf) or "gelu-tanh" (its approximation by tanh).
+        dropout: share dropped behind both parts and within the feed-forward network.
+        drop_path: share of examples that lose a whole residual branch in training.
+        norm_eps: added to the variance in both norms.
+
+    Raises:
+        ValueError: if a name or a number does not fit.
+    """
 
     mixer: Any
 
@@ -60,15 +75,19 @@ class Block(nn.Module):
         norm: Norm = "post",
         activation: Activation = "relu",
         dropout: float = 0.0,
+        drop_path: float = 0.0,
+        norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
         check_choice("norm", norm, ("post", "pre"))
+        check_positive_number("norm_eps", norm_eps)
         self.norm = norm
         self.mixer = mixer
         self.feed_forward = FeedForward(d_model, d_ff, activation=activation, dropout=dropout)
-        self.mixer_norm = nn.LayerNorm(d_model)
-        self.feed_forward_norm = nn.LayerNorm(d_model)
+        self.mixer_norm = nn.LayerNorm(d_model, eps=norm_eps)
+        self.feed_forward_norm = nn.LayerNorm(d_model, eps=norm_eps)
         self.dropout = nn.Dropout(dropout)
+        self.drop_path = StochasticDepth(drop_path)
 
     def forward(
         self,
@@ -80,7 +99,7 @@ class Block(nn.Module):
         """Run the block on a whole sequence."""
         parts = self._parts()
         y = self.mixer(self._mixer_input(x, parts), key_mask=key_mask, cu_seqlens=cu_seqlens)
-        return self._finish(x, y, parts)
+        return self._finish(x, y, parts, cu_seqlens)
 
     def prefill(
         self, x: Float[Tensor, "B T D"], state: Any, *, key_mask: Bool[Tensor, "B T"] | None = None
@@ -126,10 +145,20 @@ class Block(nn.Module):
     def _mixer_input(self, x: Tensor, parts: _Parts) -> Tensor:
         return parts.mixer_norm(x) if self.norm == "pre" else x
 
-    def _finish(self, x: Tensor, y: Tensor, parts: _Parts) -> Tensor:
+    def _finish(
+        self, x: Tensor, y: Tensor, parts: _Parts, cu_seqlens: Tensor | None = None
+    ) -> Tensor:
         mixer_norm, feed_forward, feed_forward_norm, dropout = parts
-        x = x + dropout(y)
+        x = x + self._kept(dropout(y), cu_seqlens)
         if self.norm == "pre":
-            return x + dropout(feed_forward(feed_forward_norm(x)))
+            return x + self._kept(dropout(feed_forward(feed_forward_norm(x))), cu_seqlens)
         x = mixer_norm(x)
-        return feed_forward_norm(x + dropout(feed_forward(x)))
+        return feed_forward_norm(x + self._kept(dropout(feed_forward(x)), cu_seqlens))
+
+    def _kept(self, branch: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+        """Return the branch, or without it those examples that lose it."""
+        # Not even a call where none is dropped: a decoder passes here at each token.
+        if self.drop_path.rate == 0:
+            return branch
+        kept: Tensor = self.drop_path(branch, cu_seqlens)
+        return kept

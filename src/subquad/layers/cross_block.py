@@ -31,7 +31,7 @@ class CrossBlock(nn.Module):
         d_model: width D.
         d_ff: hidden width of the feed-forward network.
         norm: "post" or "pre".
-        activation: "relu" or "gelu".
+        activation: "relu", "gelu" or "gelu-tanh" (its approximation by tanh).
         dropout: share dropped behind each part and within the feed-forward network.
 
     Raises:

@@ -1,5 +1,6 @@
 """The position-wise feed-forward network of a block. Source: Vaswani et al. 2017, section 3.3."""
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -10,9 +11,14 @@ from torch.nn import functional as F
 from subquad.layers.frozen import Map, frozen, is_plain
 from subquad.ops.checks import check_choice, check_fraction, check_positive
 
-Activation = Literal["relu", "gelu"]
+# "gelu" is the exact one, by erf; "gelu-tanh" its approximation, which JAX takes by default.
+Activation = Literal["relu", "gelu", "gelu-tanh"]
 
-ACTIVATIONS: dict[str, Map] = {"relu": F.relu, "gelu": F.gelu}
+ACTIVATIONS: dict[str, Map] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu-tanh": partial(F.gelu, approximate="tanh"),
+}
 IN_PLACE: dict[str, Map] = {**ACTIVATIONS, "relu": torch.relu_}
 
 

@@ -83,6 +83,7 @@ def _is_known(block: Any) -> bool:
     return (
         _are_plain([*((x, nn.Linear) for x in linear), (feed_forward.dropout, nn.Dropout)])
         and not (block.training and (block.dropout.p or feed_forward.dropout.p))
+        and not (block.training and block.drop_path.rate)
         and type(mixer.feature_map) is EluPlusOne
         and feed_forward.activation in ("relu", "gelu")
         and block.norm in ("pre", "post")

@@ -9,7 +9,10 @@ from subquad.layers.attention_rows import Attended
 from subquad.layers.context import context_heads, query_heads
 from subquad.layers.heads import Heads, RotaryPositions, as_cached, check_causal, check_step
 from subquad.layers.mixer import CuSeqlens, KeyMask, Token, Tokens
+from subquad.layers.positions import token_positions
+from subquad.layers.relative_positions import RelativePositions
 from subquad.ops.checks import check_fraction, check_positive
+from subquad.ops.packing import run_packed
 from subquad.ops.softmax_attention import (
     KVCache,
     kv_cache,
@@ -31,9 +34,12 @@ class SoftmaxAttention(nn.Module):
         share_qk: project queries only, and take them as keys too.
         rotary: rotate q and k by their positions (Su et al. 2021).
         attention_dropout: share of the weights dropped in training.
+        relative_len: add to the logits what a query gives with a learned vector for each offset, in
+            sequences of at most so many tokens (bidirectional only); None for no such vectors.
 
     Raises:
-        ValueError: if a number does not fit.
+        TypeError: if a number is not an int.
+        ValueError: if a number does not fit, or relative positions are causal or rotary too.
     """
 
     def __init__(
@@ -48,15 +54,24 @@ class SoftmaxAttention(nn.Module):
         share_qk: bool = False,
         rotary: bool = False,
         attention_dropout: float = 0.0,
+        relative_len: int | None = None,
     ) -> None:
         super().__init__()
         check_fraction("attention_dropout", attention_dropout)
+        if relative_len is not None and (is_causal or rotary):
+            raise ValueError(
+                "relative_len needs is_causal=False and rotary=False, "
+                f"got is_causal={is_causal} and rotary={rotary}"
+            )
         self.is_causal, self.attention_dropout = is_causal, attention_dropout
         self.heads = Heads(
             d_model, num_heads, head_dim=head_dim, value_dim=value_dim, bias=bias,
             share_qk=share_qk,
         )  # fmt: skip
         self.rotary_positions = RotaryPositions(self.heads.head_dim if rotary else None)
+        self.relative: RelativePositions | None = None
+        if relative_len is not None:
+            self.relative = RelativePositions(relative_len, num_heads, self.heads.head_dim)
 
     def forward(
         self, x: Tokens, *, key_mask: KeyMask | None = None, cu_seqlens: CuSeqlens | None = None
@@ -72,10 +87,15 @@ class SoftmaxAttention(nn.Module):
         q, k, v, _ = self.rotary_positions.project(
             self.heads, x, None, key_mask=key_mask, cu_seqlens=cu_seqlens
         )
-        y = softmax_attention(
-            q, k, v, is_causal=self.is_causal, key_mask=key_mask, cu_seqlens=cu_seqlens,
-            dropout_p=self._dropout_p(),
-        )  # fmt: skip
+        if self.relative is None:
+            y = softmax_attention(
+                q, k, v, is_causal=self.is_causal, key_mask=key_mask, cu_seqlens=cu_seqlens,
+                dropout_p=self._dropout_p(),
+            )  # fmt: skip
+        elif cu_seqlens is None:
+            y = self._relative(q, k, v, key_mask)
+        else:
+            y = run_packed(self._relative, cu_seqlens, q, k, v)
         return Attended(y, v)
 
     def init_state(self, batch_size: int) -> Any:
@@ -114,6 +134,13 @@ class SoftmaxAttention(nn.Module):
         )
         cache = self.rotary_positions.advance(cache, state, x.shape[1], key_mask)
         return self.heads.merge(y), cache
+
+    def _relative(
+        self, q: Tensor, k: Tensor, v: Tensor, key_mask: KeyMask | None
+    ) -> Float[Tensor, "B H T V"]:
+        assert self.relative is not None
+        bias = self.relative(q, token_positions(v[:, 0], key_mask=key_mask))
+        return softmax_attention(q, k, v, key_mask=key_mask, bias=bias, dropout_p=self._dropout_p())
 
     def _dropout_p(self) -> float:
         return self.attention_dropout if self.training else 0.0

@@ -9,9 +9,11 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from subquad.models.checkpointing import run_again
 from subquad.models.resnet_blocks import (
     ACTIVATIONS,
     EXPANSION,
@@ -75,6 +77,8 @@ class LambdaResNet(nn.Module):
         drop_path: share of residual branches that training drops, rising from 0 to this.
         dropout: before the last layer.
         zero_init: start with all residual branches at 0.
+        checkpointing: keep only the inputs of blocks for the backward pass, which then runs each
+            block again.
 
     Raises:
         TypeError: if a number is not an int.
@@ -101,6 +105,7 @@ class LambdaResNet(nn.Module):
         drop_path: float = 0.0,
         dropout: float = 0.0,
         zero_init: bool = True,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {
@@ -109,7 +114,7 @@ class LambdaResNet(nn.Module):
             "width": width, "num_heads": num_heads, "head_dim": head_dim,
             "intra_depth": intra_depth, "window": window, "image_size": image_size,
             "lambda_bias": lambda_bias, "drop_path": drop_path, "dropout": dropout,
-            "zero_init": zero_init,
+            "zero_init": zero_init, "checkpointing": checkpointing,
         }  # fmt: skip
         _check(self.config)
         options = BlockOptions(
@@ -200,8 +205,10 @@ class LambdaResNet(nn.Module):
             )
         x = self.stem(x)
         pyramid = []
+        repeats = self.config["checkpointing"] and torch.is_grad_enabled()
         for stage in self.stages:
-            x = stage(x)
+            for block in cast(nn.Sequential, stage):
+                x = run_again(block, x) if repeats else block(x)
             pyramid.append(x)
         return pyramid
 

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from subquad.layers.lambda_layer import LambdaLayer
+from subquad.layers.stochastic_depth import StochasticDepth
 
 Kind = Literal["C", "S", "L"]
 KINDS: dict[str, str] = {
@@ -85,25 +85,6 @@ class SqueezeExcitation(nn.Module):
         means = x.mean((2, 3), keepdim=True)
         scales: Tensor = self.expand(self.reduce(means).relu()).sigmoid()
         return x * scales
-
-
-class StochasticDepth(nn.Module):
-    """Drop whole examples' residual branches while training, and scale those that stay."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """Return the branch, 0 for the examples that lose it."""
-        if not self.training or self.rate == 0:
-            return x
-        keeps = torch.rand(len(x), *[1] * (x.dim() - 1), device=x.device) >= self.rate
-        return x * keeps / (1 - self.rate)
-
-    def extra_repr(self) -> str:
-        """Name the rate."""
-        return f"rate={self.rate:g}"
 
 
 class LambdaStage(nn.Module):

@@ -76,7 +76,7 @@ class Stack(nn.Module):
         softmax_share: share of all heads that are softmax, the others linear; from 0 to 1.
         softmax_window: what these softmax heads see on one side; None for all tokens.
         norm: "post" (as the linear transformer's released code) or "pre".
-        activation: "relu" or "gelu".
+        activation: "relu", "gelu" or "gelu-tanh" (its approximation by tanh).
         dropout: share dropped behind each mixer and within each feed-forward network.
         positions: "none", "sinusoidal" (added), "sinusoidal-concat", "learned", "rotary" (in the
             mixers), or "learned-rotary", both: relative places and absolute ones.

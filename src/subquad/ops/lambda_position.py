@@ -204,6 +204,11 @@ def _chosen(form: Form, q: Tensor, v: Tensor, table: Tensor, grid: Grid) -> Form
     return "rows" if products < DEARER * transforms else "fft"
 
 
+def chosen_form(q: Tensor, v: Tensor, table: Tensor, *, grid: Grid) -> Form:
+    """Return the form that "auto" stands for at these shapes; see ``position_interactions``."""
+    return _chosen("auto", q, v, _cropped(table, grid), grid)
+
+
 def _cropped(table: Tensor, grid: Grid) -> Tensor:
     """Leave out the offsets that no pair of tokens of the grid has."""
     for axis, length in enumerate(grid, start=2):
