@@ -16,7 +16,8 @@ from subquad.models import (
     save_model,
 )
 
-MODELS = "PixelModel, DecoderLM, EncoderLM, EncoderDecoder, LambdaResNet"
+MODELS = "PixelModel, DecoderLM, EncoderLM, EncoderDecoder, LambdaResNet, VisionTransformer, "
+MODELS += "SmallResNet"
 SIZES = {"d_model": 16, "num_layers": 1, "num_heads": 2, "d_ff": 16}
 
 

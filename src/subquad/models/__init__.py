@@ -7,6 +7,8 @@ from subquad.models.lambda_resnet import LambdaResNet
 from subquad.models.language_model import DecoderLM, EncoderLM
 from subquad.models.pixel_model import PixelModel
 from subquad.models.saving import load_model, save_model
+from subquad.models.small_resnet import SmallResNet
+from subquad.models.vision_transformer import VisionTransformer
 
 __all__ = [
     "DecoderLM",
@@ -14,8 +16,10 @@ __all__ = [
     "EncoderLM",
     "LambdaResNet",
     "PixelModel",
+    "SmallResNet",
     "TransformerDecoder",
     "TransformerEncoder",
+    "VisionTransformer",
     "load_model",
     "save_model",
 ]

@@ -1,8 +1,9 @@
 """Multiply-adds of a network on one input: those of its products, by the layers' own formulas.
 
-A convolution, a linear map and a lambda layer count; norms, activations and pooling do not. Lambda
-layers count as the paper's listing computes them, whatever form is taken. Source: Bello 2021,
-section 3.1 and its appendix on complexity.
+A convolution, a linear map, a lambda layer, softmax attention (all pairs of tokens, masked or
+not), linear attention and attention over images count; norms, activations and pooling do not.
+Lambda layers count as the paper's listing computes them, whatever form is taken. Sources: Bello
+2021, section 3.1 and its appendix on complexity; Katharopoulos et al. 2020, section 3.2.
 """
 
 import math
@@ -13,7 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from subquad.layers.heads import Heads
+from subquad.layers.image_attention import (
+    GlobalImageAttention,
+    LinearImageAttention,
+    LineAttention,
+    LocalImageAttention,
+    RelativeTable,
+)
 from subquad.layers.lambda_layer import LambdaLayer
+from subquad.layers.linear_attention import LinearAttention
+from subquad.layers.relative_positions import RelativePositions
+from subquad.layers.softmax_attention import SoftmaxAttention
+from subquad.models.vision_transformer import VisionTransformer
+from subquad.models.vit_positions import LearnedAxes, LearnedTable
 
 
 def multiply_adds(model: nn.Module, *input_shape: int) -> int:
@@ -22,12 +36,13 @@ def multiply_adds(model: nn.Module, *input_shape: int) -> int:
     The model is not run: only shapes are, of a copy without memory.
 
     Args:
-        model: of convolutions, linear maps and lambda layers.
+        model: of convolutions, linear maps, lambda layers, softmax and linear attention, and
+            attention over images.
         input_shape: of one example, for instance 3, 224, 224.
 
     Raises:
-        ValueError: if the model does not take the shape, or holds a layer with weights of another
-            kind, which would be left out.
+        ValueError: if the model does not take the shape, or holds a mixer or a layer with weights
+            of another kind, which would be left out.
     """
     total = 0
 
@@ -41,7 +56,7 @@ def multiply_adds(model: nn.Module, *input_shape: int) -> int:
         module._forward_pre_hooks.clear()
         if any(isinstance(module, kind) for kind in _COUNTS):
             module.register_forward_hook(add)
-        elif not isinstance(module, _FREE) and any(True for _ in module.parameters(recurse=False)):
+        elif _is_left_out(module):
             part = f"{name}, a " if name else ""
             raise ValueError(
                 "model must hold its weights in layers that can be counted, got "
@@ -62,11 +77,12 @@ def lambda_multiply_adds(layer: LambdaLayer, grid: tuple[int, ...]) -> int:
     projections = layer.in_channels * sum(layer.widths)
     values = layer.out_channels // layer.num_heads
     a_context = layer.intra_depth * layer.head_dim * values  # one token of a context, in a lambda
-    content = a_context
-    position, used = 0, 1
+    has_content = layer.widths[1] > 0  # all but those that leave it out in comparisons
+    content, used = a_context * has_content, int(has_content)
+    position = 0
     if layer.table is not None:
         seen = math.prod(layer.table.shape[2:]) if layer.is_local else tokens
-        position, used = a_context * seen, 2
+        position, used = a_context * seen, used + 1
     return tokens * (projections + content + position + used * layer.head_dim * layer.out_channels)
 
 
@@ -82,15 +98,68 @@ def _lambda(module: Any, x: Tensor, y: Tensor) -> int:
     return lambda_multiply_adds(module, tuple(x.shape[2:]))
 
 
+def _softmax(module: Any, x: Tensor, y: Tensor) -> int:
+    heads: Heads = module.heads
+    return int(x.shape[1] ** 2 * heads.num_heads * (heads.head_dim + heads.value_dim))
+
+
+def _linear_attention(module: Any, x: Tensor, y: Tensor) -> int:
+    """Count phi(k) v^T, phi(q) times its sum and, where they are, the denominators."""
+    heads: Heads = module.heads
+    each = module.num_features * (2 * heads.value_dim + module.normalize)
+    return int(x.shape[1] * heads.num_heads * each)
+
+
+def _relative(module: Any, q: Tensor, y: Tensor) -> int:
+    return q.numel() * int(module.table.shape[1])
+
+
+def _global_image(module: Any, x: Tensor, y: Tensor) -> int:
+    """Count scores and values of all pairs of pixels, and queries times both tables."""
+    height, width = y.shape[2:]
+    return y.numel() * (2 * height * width + height + width)
+
+
+def _local_image(module: Any, x: Tensor, y: Tensor) -> int:
+    """Count windows that reach over the border whole, as is usual for convolutions."""
+    return y.numel() * int(2 * module.window**2 + module.window)
+
+
+def _line(module: Any, x: Tensor, y: Tensor) -> int:
+    return y.numel() * 3 * int(y.shape[module.axis])
+
+
+def _linear_image(module: Any, x: Tensor, y: Tensor) -> int:
+    return y.numel() * int(2 * module.head_dim + 1)
+
+
 _COUNTS: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], int]] = {
     nn.Conv2d: _convolution,
     nn.Linear: _linear,
     LambdaLayer: _lambda,
+    SoftmaxAttention: _softmax,
+    RelativePositions: _relative,
+    LinearAttention: _linear_attention,
+    GlobalImageAttention: _global_image,
+    LocalImageAttention: _local_image,
+    LineAttention: _line,
+    LinearImageAttention: _linear_image,
 }
 
 
-# Their weights multiply each number once: nothing beside the products.
-_FREE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
+# Their own weights multiply each number once, or are added: nothing beside the products.
+_FREE = (
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm,
+    VisionTransformer, LearnedTable, LearnedAxes, RelativeTable,
+)  # fmt: skip
+
+
+def _is_left_out(module: nn.Module) -> bool:
+    """Return whether a module multiplies by itself, beside what its parts do."""
+    if isinstance(module, _FREE):
+        return False
+    mixes = any(isinstance(part, Heads) for part in module.children())
+    return mixes or any(True for _ in module.parameters(recurse=False))
 
 
 def _count(module: nn.Module, x: Tensor, y: Tensor) -> int:

@@ -14,11 +14,21 @@ from subquad.models.encoder_decoder import EncoderDecoder
 from subquad.models.lambda_resnet import LambdaResNet
 from subquad.models.language_model import DecoderLM, EncoderLM
 from subquad.models.pixel_model import PixelModel
+from subquad.models.small_resnet import SmallResNet
+from subquad.models.vision_transformer import VisionTransformer
 from subquad.ops.checks import check_choice
 
 MODELS: dict[str, type[nn.Module]] = {
     model.__name__: model
-    for model in (PixelModel, DecoderLM, EncoderLM, EncoderDecoder, LambdaResNet)
+    for model in (
+        PixelModel,
+        DecoderLM,
+        EncoderLM,
+        EncoderDecoder,
+        LambdaResNet,
+        VisionTransformer,
+        SmallResNet,
+    )
 }
 
 
