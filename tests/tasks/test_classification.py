@@ -82,7 +82,7 @@ def test_loss_and_evaluation_by_hand():
     assert_near(found.loss(x, labels), expected, 1e-6)
     measured = task(evaluation_batch=3).evaluate(full=True)
     whole = task(evaluation_batch=100)
-    logits = whole.model(whole._prepared(images().test))
+    logits = whole.model(whole.prepared(images().test))
     wanted = torch.from_numpy(images().test_labels.astype(np.int64))
     assert measured["loss"] == pytest.approx(
         nn.functional.cross_entropy(logits, wanted).item(), rel=1e-6
@@ -115,3 +115,56 @@ def test_numbers_out_of_range_are_refused(options, message):
         task(**options)
     with pytest.raises(ValueError, match="shift must be at least 0, got -1"):
         Augmentation(shift=-1)
+
+
+def test_normalisation_by_half_and_options_in_the_identity():
+    found = task(normalization="half", batch_size=20)
+    x, _ = found.batch(0)
+    assert x.min() == -1
+    assert found.mean.tolist() == found.std.tolist() == [0.5] * 3
+    assert found.identity["normalization"] == "half"
+    plain = task().identity
+    assert set(plain) == {
+        "name", "seed", "images", "checksum", "augmentation", "label_smoothing",
+    }  # fmt: skip
+    assert plain["augmentation"] == {"shift": 0, "mirror": False}
+
+
+def test_channels_last_changes_the_layout_and_not_the_numbers():
+    def network():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4))
+
+    losses, grads = [], []
+    for channels_last in (False, True):
+        found = ClassificationTask(network(), images(), batch_size=5, channels_last=channels_last)
+        x, labels = found.batch(0)
+        for tensor in (x, found.model[0].weight):
+            assert tensor.is_contiguous(memory_format=torch.channels_last) == channels_last
+        losses.append(found.loss(x, labels))
+        losses[-1].backward()
+        grads.append(found.model[0].weight.grad)
+    assert_near(losses[0], losses[1], 1e-6)
+    assert_near(grads[0], grads[1], 1e-5)
+
+
+def test_top_five_is_measured_where_asked_for():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(108, 7))
+    found = ClassificationTask(network, images(), batch_size=5, top_k=(1, 5))
+    first = found.evaluate(full=True)
+    assert found.evaluate(full=True) == first  # counts begin anew
+    likeliest = network(found.prepared(images().test)).topk(5, 1).indices
+    wanted = torch.from_numpy(images().test_labels.astype(np.int64))
+    assert first["accuracy_top5"] == float((likeliest == wanted[:, None]).any(1).float().mean())
+
+
+def test_crops_train_and_middles_test():
+    found = task(augmentation=Augmentation(crop=4), evaluation_batch=2)
+    x, _ = found.batch(0)
+    assert x.shape == (5, 3, 4, 4)
+    whole = task(batch_size=20)
+    expected = whole.prepared(images().test)[:, :, 1:5, 1:5]
+    assert torch.equal(found.prepared(images().test), expected)
+    with pytest.raises(ValueError, match="crop must be at most the images' shorter side 6, got 7"):
+        task(augmentation=Augmentation(crop=7))

@@ -45,6 +45,9 @@ GIVEN = {"max_steps": 10, "batch_size": 4, "lr": 0.1}
         ({"min_lr_ratio": 1.5}, "min_lr_ratio must be a number from 0 to 1, got 1.5"),
         ({"drop_at": -0.1}, "drop_at must be a number from 0 to 1, got -0.1"),
         ({"betas": (0.9, 1.0)}, "betas[1] must be at least 0 and below 1, got 1.0"),
+        ({"momentum": 1.0}, "momentum must be at least 0 and below 1, got 1.0"),
+        ({"ema_decay": 1.0}, "ema_decay must be above 0 and below 1, got 1.0"),
+        ({"ema_decay": 0.0}, "ema_decay must be above 0 and below 1, got 0.0"),
         (
             {"minutes": 1.0},
             "exactly one of max_steps and minutes must be given, got max_steps=10 and minutes=1.0",
@@ -56,11 +59,12 @@ GIVEN = {"max_steps": 10, "batch_size": 4, "lr": 0.1}
         ),
         (
             {"optimizer": "radma"},
-            "optimizer must be one of 'radam', 'adamw', got 'radma' (did you mean 'radam'?)",
+            "optimizer must be one of 'radam', 'adamw', 'adam', 'sgd', got 'radma' "
+            "(did you mean 'radam'?)",
         ),
         (
             {"schedule": "cosinus"},
-            "schedule must be one of 'constant', 'cosine', 'step', got 'cosinus' "
+            "schedule must be one of 'constant', 'cosine', 'linear', 'step', got 'cosinus' "
             "(did you mean 'cosine'?)",
         ),
         (
@@ -97,3 +101,11 @@ def test_options_need_no_torch():
         "import sys, subquad.tasks.config, subquad.tasks.memory; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_settings_that_came_later_count_only_where_they_are_used():
+    plain = TrainConfig(**GIVEN).fixed_settings()
+    assert not {"momentum", "ema_decay", "device", "eval_every"} & set(plain)
+    assert plain["lr"] == GIVEN["lr"]
+    used = TrainConfig(**GIVEN, momentum=0.5, ema_decay=0.9).fixed_settings()
+    assert used == {**plain, "momentum": 0.5, "ema_decay": 0.9}

@@ -95,6 +95,43 @@ def test_radam_decays_everything_as_released():
     assert_close(model.bias.detach(), torch.full((2,), 0.95))
 
 
+def sgd_by_hand(weight, gradients, *, decay, momentum=0.8, lr=0.1):
+    moment = torch.zeros_like(weight)
+    for gradient in gradients:
+        moment = momentum * moment + gradient + decay * weight
+        weight = weight - lr * moment
+    return weight
+
+
+def test_sgd_is_the_formula_and_decays_matrices_only():
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2).double()
+    weight, bias = model.weight.detach().clone(), model.bias.detach().clone()
+    settings = config(optimizer="sgd", lr=0.1, momentum=0.8, weight_decay=0.5)
+    optimizer = build_optimizer(model, settings)
+    gradients = torch.randn(3, 2, 3, dtype=torch.float64)
+    for gradient in gradients:
+        model.weight.grad, model.bias.grad = gradient.clone(), gradient[:, 0].clone()
+        optimizer.step()
+    assert_close(model.weight.detach(), sgd_by_hand(weight, gradients, decay=0.5))
+    assert_close(model.bias.detach(), sgd_by_hand(bias, gradients[..., 0], decay=0))
+
+
+def test_adam_takes_the_decay_as_a_penalty_of_the_loss():
+    def after(optimizer, gradient, decay):
+        model = nn.Linear(2, 2, bias=False)
+        nn.init.ones_(model.weight)
+        found = build_optimizer(model, config(optimizer=optimizer, lr=0.1, weight_decay=decay))
+        model.weight.grad = torch.full((2, 2), gradient)
+        found.step()
+        return model.weight.detach()
+
+    # A first step of Adam is lr times the gradient's sign, whatever its size.
+    assert_close(after("adam", 0.0, 0.5), torch.full((2, 2), 0.9))
+    assert_close(after("adam", 2.0, 0.0), after("adamw", 2.0, 0.0))
+    assert_close(after("adamw", 0.0, 0.5), torch.full((2, 2), 0.95))
+
+
 def test_a_model_without_weights_is_refused():
     with pytest.raises(ValueError, match=r"^model must have at least one parameter that learns"):
         build_optimizer(nn.ReLU(), config())
@@ -115,6 +152,15 @@ def test_cosine_schedule_falls_to_its_lowest_at_the_last_step():
     assert found[-1] == pytest.approx(0.2)
     assert all(a >= b for a, b in itertools.pairwise(found[10:]))
     assert found[10 + 89 // 2] == pytest.approx(0.6, abs=0.02)
+
+
+def test_linear_schedule_falls_evenly():
+    found = rates(schedule="linear", warmup_steps=10, min_lr_ratio=0.1)
+    assert found[9] == found[10] == 1.0
+    assert found[-1] == pytest.approx(0.1)
+    falls = [a - b for a, b in itertools.pairwise(found[10:])]
+    assert falls == pytest.approx([0.9 / 89] * 89)
+    assert rates(schedule="linear", min_lr_ratio=0.0)[-1] == 0.0
 
 
 def test_step_schedule_falls_once():

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from torch.testing import assert_close
 
 from subquad.tasks.checkpoint import read_checkpoint
@@ -120,8 +121,27 @@ def test_ctrl_c_saves_and_the_run_goes_on(server, reference, tiny, tmp_path):
     assert_same_run(tmp_path, reference)
 
 
-def test_minutes_become_steps_once(server, tmp_path):
-    config = {**CONFIG, "max_steps": None, "minutes": 0.02}
+AVERAGED = {**CONFIG, "optimizer": "sgd", "schedule": "linear", "ema_decay": 0.9}
+
+
+@pytest.mark.parametrize("config", [AVERAGED, {**AVERAGED, "momentum": 0.0}])
+def test_the_averaged_weights_go_on_too(server, tmp_path, config):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert server.run(whole, config=config) == 0
+    assert server.run(killed, config=config, die=["after rename", 5]) == -signal.SIGKILL
+    assert server.run(killed, config=config) == 0
+    assert_same_run(killed, whole)
+    found = read_checkpoint(whole / "checkpoint.safetensors").tensors
+    assert int(found["average_updates"]) == CONFIG["max_steps"]
+    for name in ("layers.0.weight", "layers.1.running_mean"):
+        assert not torch.equal(found[f"average.{name}"], found[f"model.{name}"])
+    counted = "layers.1.num_batches_tracked"
+    assert torch.equal(found[f"average.{counted}"], found[f"model.{counted}"])
+
+
+@pytest.mark.parametrize("more", [{}, {"optimizer": "sgd", "ema_decay": 0.9}])
+def test_minutes_become_steps_once(server, tmp_path, more):
+    config = {**CONFIG, **more, "max_steps": None, "minutes": 0.02}
     process = server.start(tmp_path, config=config, delay=0.01)
     while not (tmp_path / "checkpoint.safetensors").exists():
         time.sleep(0.01)
@@ -136,6 +156,6 @@ def test_minutes_become_steps_once(server, tmp_path):
 
     # Timing has left no trace: a run told that number of steps ends the same.
     told = tmp_path / "told"
-    assert server.run(told, config={**CONFIG, "max_steps": steps}) == 0
+    assert server.run(told, config={**CONFIG, **more, "max_steps": steps}) == 0
     other = read_checkpoint(told / "checkpoint.safetensors")
     assert_close(resumed.tensors, other.tensors, rtol=0, atol=0)

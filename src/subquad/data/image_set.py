@@ -7,30 +7,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
+Labels = NDArray[np.uint8] | NDArray[np.uint16]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageSet:
-    """Images as bytes, (N, H, W, C), with one label (a byte) an image.
+    """Images as bytes, (N, H, W, C), with one label an image: a byte, or two (uint16).
 
     ``source`` says in one line where the images came from and how many they are.
 
     Raises:
-        TypeError: if an array does not hold bytes (uint8).
+        TypeError: if images are not bytes (uint8), or labels neither uint8 nor uint16.
         ValueError: if the shapes do not fit together, or a part is empty.
     """
 
     train: Bytes
-    train_labels: Bytes
+    train_labels: Labels
     test: Bytes
-    test_labels: Bytes
+    test_labels: Labels
     source: str
 
     def __post_init__(self) -> None:
         for part in ("train", "test"):
             images, labels = getattr(self, part), getattr(self, f"{part}_labels")
             _check_bytes(part, images, ndim=4)
-            _check_bytes(f"{part}_labels", labels, ndim=1)
+            _check_labels(f"{part}_labels", labels)
             if not len(images):
                 raise ValueError(f"{part} must hold at least one image, got none")
             if len(images) != len(labels):
@@ -74,3 +75,10 @@ def _check_bytes(name: str, array: NDArray[Any], *, ndim: int) -> None:
         raise TypeError(f"{name} must hold bytes (uint8), got {array.dtype}")
     if array.ndim != ndim:
         raise ValueError(f"{name} must have {ndim} axes, got shape {array.shape}")
+
+
+def _check_labels(name: str, array: NDArray[Any]) -> None:
+    if array.dtype not in (np.uint8, np.uint16):
+        raise TypeError(f"{name} must be uint8 or uint16, got {array.dtype}")
+    if array.ndim != 1:
+        raise ValueError(f"{name} must have 1 axes, got shape {array.shape}")

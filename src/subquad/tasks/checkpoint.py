@@ -1,7 +1,8 @@
 """One file holds all that a training run needs to go on: checkpoint.safetensors. Never a pickle.
 
 Tensors: ``model.<name>``, ``optimizer.<key>.<parameter>``, ``optimizer_number.<key>.<parameter>``,
-``rng.cpu``, ``rng.cuda``, ``losses``. The header's metadata holds format, version, a checksum of
+``average.<name>`` and ``average_updates`` (only where the weights are averaged), ``rng.cpu``,
+``rng.cuda``, ``losses``. The header's metadata holds format, version, a checksum of
 the tensors and, as JSON, the step, the settings that must not change and the progress that may.
 """
 
@@ -18,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from subquad.files import atomic_write_bytes
+from subquad.tasks.averaging import WeightAverage
 
 FORMAT = "subquad-training-checkpoint"
 VERSION = "1"
@@ -86,14 +88,21 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise ValueError(f"{path} is damaged: its header cannot be read") from error
 
 
-def capture(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def capture(
+    model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
+) -> dict[str, Tensor]:
     """Return copies on the CPU of all that an update reads: weights, optimiser, random state."""
     tensors = {f"model.{name}": _copy(value) for name, value in model.state_dict().items()}
     names = {id(p): name for name, p in model.named_parameters()}
     for p, state in optimizer.state.items():
         for key, value in state.items():
+            if value is None:  # the momentum of plain gradient descent
+                continue
             kind = "optimizer" if isinstance(value, Tensor) else "optimizer_number"
             tensors[f"{kind}.{key}.{names[id(p)]}"] = _copy(torch.as_tensor(value))
+    if average is not None:
+        tensors |= {f"average.{name}": _copy(value) for name, value in average.tensors().items()}
+        tensors["average_updates"] = torch.tensor(average.updates)
     tensors["rng.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
@@ -101,22 +110,31 @@ def capture(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Ten
 
 
 def restore(
-    tensors: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer
+    tensors: Mapping[str, Tensor],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None = None,
 ) -> None:
     """Put what :func:`capture` returned back; all is checked before anything is changed.
 
     Raises:
-        ValueError: if a tensor of the model or the optimiser is missing, unknown or of another
-            shape or dtype; the model and the optimiser are then as before.
+        ValueError: if a tensor of the model, the optimiser or the average is missing, unknown or of
+            another shape or dtype; all are then as before.
     """
     weights = _part(tensors, "model.")
     own = model.state_dict()
     _same_tensors(weights, own)
+    averaged = {} if average is None else average.tensors()
+    _same_tensors(_part(tensors, "average."), averaged)
     state = _optimizer_state(tensors, model, optimizer)
     torch.set_rng_state(tensors["rng.cpu"])
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(weights[name])  # into the model's own memory: alignment can change rounding
+        for name, value in averaged.items():
+            value.copy_(tensors[f"average.{name}"])
+    if average is not None:
+        average.updates = int(tensors["average_updates"])
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )
@@ -160,7 +178,7 @@ def _optimizer_state(
                     f"got {tuple(value.shape)} in the checkpoint"
                 )
             entry = state.setdefault(numbers[name], {})
-            entry[key] = value.clone() if kind == "optimizer" else value.item()
+            entry[key] = _laid_out_as(p, value) if kind == "optimizer" else value.item()
     return state
 
 
@@ -182,6 +200,16 @@ def _same_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> 
 def _name(value: object) -> str:
     """Return what stands in JSON for a setting that is an object, for instance a mixer's class."""
     return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _laid_out_as(p: Tensor, value: Tensor) -> Tensor:
+    """Return a copy of ``value``; a moment lies in memory as its weight does, channels last too.
+
+    The fused optimisers walk through both side by side.
+    """
+    if value.ndim == 0:
+        return value.clone()
+    return torch.empty_like(p, dtype=value.dtype, device="cpu").copy_(value)
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

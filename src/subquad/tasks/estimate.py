@@ -1,10 +1,10 @@
 """What a training run would cost, from a short look at its first batch; nothing is kept of it.
 
-FLOPs are counted by torch on one sample and multiplied: matrix products only, two FLOPs for a
-multiply-add, forward and backward. Fused attention counts as its products, the masked half of a
-causal one included, and its scores once more in the backward pass, which makes them anew.
-Minutes come from timing, so they hold for this machine, as busy as it is now. Memory is what
-training adds to a process that has imported torch.
+FLOPs are counted by torch on one sample (on two, if a batch norm needs them) and multiplied: matrix
+products only, two FLOPs for a multiply-add, forward and backward. Fused attention counts as its
+products, the masked half of a causal one included, and its scores once more in the backward pass,
+which makes them anew. Minutes come from timing, so they hold for this machine, as busy as it is
+now. Memory is what training adds to a process that has imported torch.
 """
 
 import statistics
@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import (
     FlopCounterMode,
     sdpa_backward_flop_count,
@@ -68,11 +69,14 @@ def estimate(task: Task, config: TrainConfig) -> Estimate:
     """
     model = task.model
     with _borrowed(task, config) as fabric:
-        one = _first(task, fabric, 1)
-        saved, flops = _saved_bytes(task, fabric, one), _flops(task, fabric, one)
+        few = _fewest(model)
+        batch = _first(task, fabric, few)
+        saved, flops = _saved_bytes(task, fabric, batch) / few, _flops(task, fabric, batch) // few
         seconds = _seconds_per_step(task, config, fabric)
     weights = sum(v.nbytes for v in model.state_dict().values())
+    averaged = 0 if config.ema_decay is None else weights
     learned = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    moments = 1 if config.optimizer == "sgd" else 2
     steps = config.max_steps or max(1, int(60 * (config.minutes or 0.0) / seconds))
     flops_per_step = flops * config.samples_per_update
     return Estimate(
@@ -82,8 +86,8 @@ def estimate(task: Task, config: TrainConfig) -> Estimate:
         flops=flops_per_step * steps,
         seconds_per_step=seconds,
         minutes=steps * seconds / 60,
-        memory_gb=(weights + 3 * learned + saved * config.batch_size) / GIGA,
-        disk_gb=(2 * weights + 2 * learned) / GIGA,
+        memory_gb=(weights + averaged + (1 + moments) * learned + saved * config.batch_size) / GIGA,
+        disk_gb=(2 * weights + averaged + moments * learned) / GIGA,
     )
 
 
@@ -115,6 +119,11 @@ def _borrowed(task: Task, config: TrainConfig) -> Iterator[Fabric]:
         model.zero_grad()
         restore(before, model, build_optimizer(model, config))
         model.train(was_training)
+
+
+def _fewest(model: nn.Module) -> int:
+    """Return how many samples a look takes: a batch norm can train on no single one."""
+    return 2 if any(isinstance(m, _BatchNorm) for m in model.modules()) else 1
 
 
 def _first(task: Task, fabric: Fabric, samples: int) -> list[Tensor]:
@@ -171,8 +180,8 @@ def _flops(task: Task, fabric: Fabric, batch: list[Tensor]) -> int:
 
 def _seconds_per_step(task: Task, config: TrainConfig, fabric: Fabric) -> float:
     optimizer: Any = fabric.setup_optimizers(build_optimizer(task.model, config))
-    alone = _seconds(task, fabric, _first(task, fabric, 1))
-    whole = alone * config.batch_size
+    few = _fewest(task.model)
+    whole = _seconds(task, fabric, _first(task, fabric, few)) / few * config.batch_size
     if whole < 2 * TIMED_SECONDS:
         whole = _seconds(task, fabric, _first(task, fabric, config.batch_size))
     optimizer.step()  # the first one also makes the moments

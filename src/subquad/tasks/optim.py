@@ -119,8 +119,8 @@ def rectify(step: int, beta2: float) -> float | None:
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Return the optimiser that ``config`` names, over the parameters of ``model`` that learn.
 
-    RAdam decays all weights, as released. AdamW decays those of two or more axes: a bias or the
-    gain of a LayerNorm is not made better by being pulled to 0.
+    RAdam decays all weights, as released. The others decay those of two or more axes: a bias or the
+    gain of a norm is not made better by being pulled to 0.
     """
     params = [p for p in model.parameters() if p.requires_grad]
     if not params:
@@ -134,7 +134,10 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     groups = [g for g in groups if g["params"]]
     # The fused form unscales fp16 gradients inside its step, too late for clipping them before.
     kind = {"foreach": True} if config.precision == "fp16" else {"fused": True}
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, **kind)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, **kind)
+    adam = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return adam(groups, lr=config.lr, betas=config.betas, **kind)
 
 
 def learning_rate(config: TrainConfig, step: int, max_steps: int) -> float:
@@ -147,5 +150,6 @@ def learning_rate(config: TrainConfig, step: int, max_steps: int) -> float:
         low = step >= round(config.drop_at * max_steps)
         return config.lr * (config.min_lr_ratio if low else 1.0)
     done = (step - config.warmup_steps) / max(1, max_steps - 1 - config.warmup_steps)
-    fall = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    done = min(1.0, done)
+    fall = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
     return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * fall)

@@ -4,6 +4,7 @@ Two rules make a killed run end with the very weights of one that was not: the d
 rate are pure functions of the step, and all else that an update reads is in the checkpoint.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -18,6 +19,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from subquad.files import atomic_write_json
+from subquad.tasks.averaging import WeightAverage
 from subquad.tasks.checkpoint import (
     Checkpoint,
     capture,
@@ -26,7 +28,7 @@ from subquad.tasks.checkpoint import (
     restore,
     write_checkpoint,
 )
-from subquad.tasks.config import FREE_ON_RESUME, TrainConfig
+from subquad.tasks.config import TrainConfig
 from subquad.tasks.metrics import MetricsLog, columns_of, evaluation_columns
 from subquad.tasks.optim import build_optimizer, learning_rate
 from subquad.tasks.process import ProgressLine
@@ -51,6 +53,7 @@ class Run:
         self.resumed_from: int | None = None
         self.losses: list[Tensor] = []  # of the updates since the last row, still on the device
         self.norm: Tensor | None = None  # of the last update's gradients
+        self.average: WeightAverage | None = None
         self.evaluation: dict[str, float] = {}
         self.earlier_seconds = 0.0  # of the sessions before this one
         self.update_seconds = 0.0  # in updates alone, all sessions
@@ -61,6 +64,8 @@ class Run:
         """Build the optimiser; begin anew, or go on from the checkpoint."""
         self.fabric.to_device(self.task.model)
         self._new_optimizer()
+        if self.config.ema_decay is not None:
+            self.average = WeightAverage(self.task.model, self.config.ema_decay)
         if self.path.exists():
             self._go_on(read_checkpoint(self.path))
             self.task.model.train()
@@ -125,12 +130,15 @@ class Run:
             )
         self.stepper.step()
         self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update()
         return total
 
     def evaluate(self) -> None:
         """Take a quick look at held-out data; the random state stays as it was."""
         device = self.fabric.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        averaged = contextlib.nullcontext() if self.average is None else self.average.in_use()
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), averaged:
             self.evaluation = self.task.evaluate(full=False)
         self.task.model.train()
         self.mark = time.perf_counter()
@@ -158,7 +166,7 @@ class Run:
         """Write the checkpoint, unless the run has gone bad."""
         self._read_losses()
         self._stop_clock()
-        tensors = capture(self.task.model, self.optimizer)
+        tensors = capture(self.task.model, self.optimizer, self.average)
         for name, value in tensors.items():
             if name.startswith("model.") and not _is_finite(value):
                 weight = name.removeprefix("model.")
@@ -180,6 +188,12 @@ class Run:
         self.saved_step = self.step
         self.mark = time.perf_counter()
 
+    def finish(self) -> None:
+        """Leave the model as it is to be used: with the averaged weights, if there are such."""
+        if self.average is not None and self.step > 0:
+            self.average.put_into_model()
+        self.task.model.eval()
+
     @property
     def seconds(self) -> float:
         """Wall-clock seconds of all sessions so far."""
@@ -192,7 +206,7 @@ class Run:
 
     def _go_on(self, found: Checkpoint) -> None:
         check_settings(self.path, found, self._settings())
-        restore(found.tensors, self.task.model, self.optimizer)
+        restore(found.tensors, self.task.model, self.optimizer, self.average)
         progress = found.progress
         self.fabric.strategy.precision.load_state_dict(progress["scaler"])
         self.step = self.saved_step = self.resumed_from = found.step
@@ -207,7 +221,7 @@ class Run:
         """Return how many updates fit in ``minutes``, by timing some and taking them back."""
         evaluation_seconds = time.perf_counter() - self.began
         self.line.say("timing the first steps")
-        before = capture(self.task.model, self.optimizer)
+        before = capture(self.task.model, self.optimizer, self.average)
         self.max_steps = WARMUP_STEPS + TIMED_STEPS
         times = []
         for step in range(self.max_steps):
@@ -216,7 +230,7 @@ class Run:
             times.append(time.perf_counter() - began)
         self.fabric = build_fabric(self.config)  # with a new loss scale
         self._new_optimizer()
-        restore(before, self.task.model, self.optimizer)
+        restore(before, self.task.model, self.optimizer, self.average)
         self.norm = None
         each = statistics.median(times[WARMUP_STEPS:])
         each += evaluation_seconds / self.config.eval_every
@@ -225,9 +239,8 @@ class Run:
     def _settings(self) -> dict[str, dict[str, Any]]:
         """Return what a run that goes on must share with the one before it."""
         model = self.task.model
-        training = dataclasses.asdict(self.config)
         return {
-            "training": {k: v for k, v in training.items() if k not in FREE_ON_RESUME},
+            "training": self.config.fixed_settings(),
             "task": self.task.identity,
             "model": {"class": type(model).__name__, **dict(getattr(model, "config", {}))},
         }

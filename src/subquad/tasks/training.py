@@ -49,7 +49,8 @@ def fit(
 
     Writes metrics.csv, tensorboard/ and checkpoint.safetensors below ``run_dir``, and the settings
     under "training" in its config.json. Sets torch's global seed. The model ends in eval mode, on
-    the device it was trained on.
+    the device it was trained on; with ``ema_decay`` it ends with the averaged weights, and so it
+    does where the run was interrupted (the checkpoint holds both).
 
     Raises:
         ValueError: if config and task disagree, the device cannot do what is asked, or the
@@ -77,7 +78,7 @@ def fit(
             run.advance()
         if run.step > run.saved_step:
             run.save()
-    task.model.eval()
+    run.finish()
     if run.step < run.max_steps:
         line.say(f"stopped at step {run.step} of {run.max_steps}; saved, and can go on from there")
     return _result(run)
