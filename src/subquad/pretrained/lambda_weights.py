@@ -21,19 +21,11 @@ from subquad.layers.lambda_layer import LambdaLayer
 from subquad.models.lambda_resnet import LambdaResNet
 from subquad.models.resnet_blocks import Bottleneck, LambdaStage
 from subquad.ops.checks import check_choice
+from subquad.pretrained.naming import Rule, check_names, expected_shapes, moved, same
 
 Layout = Literal["timm", "d-li14", "lambda-networks"]
 LAYOUTS: tuple[Layout, ...] = ("timm", "d-li14", "lambda-networks")
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rule:
-    """One tensor of ours: the names of theirs that it is made of, and both ways."""
-
-    theirs: tuple[str, ...]
-    join: Callable[[list[Tensor]], Tensor]
-    part: Callable[[Tensor], list[Tensor]]
 
 
 def load_lambda_weights(model: nn.Module, weights: Mapping[str, Tensor], layout: Layout) -> None:
@@ -51,12 +43,7 @@ def load_lambda_weights(model: nn.Module, weights: Mapping[str, Tensor], layout:
     """
     rules = _rules(model, layout)
     found = model.state_dict()
-    expected = {
-        name: x.shape
-        for ours, rule in rules.items()
-        for name, x in zip(rule.theirs, rule.part(found[ours]), strict=True)
-    }
-    _check_names(expected, weights, layout)
+    check_names(expected_shapes(rules, found), weights, layout)
     joined = {ours: rule.join([weights[n] for n in rule.theirs]) for ours, rule in rules.items()}
     assert {n: x.shape for n, x in joined.items()} == {n: x.shape for n, x in found.items()}
     model.load_state_dict(joined)
@@ -121,7 +108,7 @@ def _timm_rules(model: LambdaResNet) -> dict[str, Rule]:
             rules |= _norm_rules(f"{name}.spatial.norm", f"{name}.post_attn")
             ours, layer = f"{name}.spatial.lambdas.", block.spatial.lambdas
             rules |= _layer_rules(layer, ours, f"{name}.self_attn.", _TIMM)
-    return rules | {f"head.{part}": _same(f"head.fc.{part}") for part in ("weight", "bias")}
+    return rules | {f"head.{part}": same(f"head.fc.{part}") for part in ("weight", "bias")}
 
 
 def _d_li14_rules(model: LambdaResNet) -> dict[str, Rule]:
@@ -139,7 +126,7 @@ def _d_li14_rules(model: LambdaResNet) -> dict[str, Rule]:
             rules |= _norm_rules(f"{name}.spatial.norm", f"{at}bn2")
         else:
             rules |= _conv_rules(f"{name}.spatial", f"{at}conv2", f"{at}bn2")
-    return rules | {f"head.{part}": _same(f"fc.{part}") for part in ("weight", "bias")}
+    return rules | {f"head.{part}": same(f"fc.{part}") for part in ("weight", "bias")}
 
 
 def _blocks(model: LambdaResNet) -> list[tuple[str, Bottleneck]]:
@@ -200,8 +187,8 @@ def _layer_rules(layer: LambdaLayer, ours: str, theirs: str, names: _LayerNames)
         )
     if layer.is_local:
         at = f"{theirs}{names.conv}."
-        rules[f"{ours}table"] = _moved(f"{at}weight", names.from_conv, names.conv_axes)
-        rules[f"{ours}bias"] = _same(f"{at}bias")
+        rules[f"{ours}table"] = moved(f"{at}weight", names.from_conv, names.conv_axes)
+        rules[f"{ours}bias"] = same(f"{at}bias")
         return rules
     height, width = layer.table.shape[2:]
     if names.table is None or height != width:
@@ -210,40 +197,14 @@ def _layer_rules(layer: LambdaLayer, ours: str, theirs: str, names: _LayerNames)
             f"lambda layers, got a table of {height} x {width}"
         )
     at = theirs + names.table
-    rules[f"{ours}table"] = _moved(at, names.from_table, names.table_axes)
+    rules[f"{ours}table"] = moved(at, names.from_table, names.table_axes)
     return rules
 
 
 def _conv_rules(ours: str, conv: str, norm: str) -> dict[str, Rule]:
-    weight = {f"{ours}.conv.weight": _same(f"{conv}.weight")}
+    weight = {f"{ours}.conv.weight": same(f"{conv}.weight")}
     return weight | _norm_rules(f"{ours}.norm", norm)
 
 
 def _norm_rules(ours: str, theirs: str) -> dict[str, Rule]:
-    return {f"{ours}.{part}": _same(f"{theirs}.{part}") for part in NORM}
-
-
-def _same(name: str) -> Rule:
-    return Rule(theirs=(name,), join=lambda parts: parts[0], part=lambda x: [x])
-
-
-def _moved(
-    name: str, to_ours: Callable[[Tensor], Tensor], to_theirs: Callable[[Tensor], Tensor]
-) -> Rule:
-    return Rule(theirs=(name,), join=lambda parts: to_ours(parts[0]), part=lambda x: [to_theirs(x)])
-
-
-def _check_names(
-    expected: Mapping[str, torch.Size], weights: Mapping[str, Tensor], layout: Layout
-) -> None:
-    missing = sorted(set(expected) - set(weights))
-    unexpected = sorted(set(weights) - set(expected))
-    wrong = [
-        f"{name} {tuple(weights[name].shape)} in place of {tuple(shape)}"
-        for name, shape in expected.items()
-        if name in weights and weights[name].shape != shape
-    ]
-    if missing or unexpected or wrong:
-        lists = (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
-        said = "; ".join(f"{words}: {', '.join(names)}" for words, names in lists if names)
-        raise ValueError(f"weights must be those of this model in the layout {layout}; {said}")
+    return {f"{ours}.{part}": same(f"{theirs}.{part}") for part in NORM}
