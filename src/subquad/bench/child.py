@@ -17,6 +17,14 @@ def main(arguments: list[str]) -> None:
         from subquad.bench.lambda_forms import memory_in_this_process
     elif job["kind"] == "encoder":
         from subquad.bench.encoder_speed import memory_in_this_process
+    elif job["kind"] == "image-network":
+        from subquad.bench.image_networks import memory_in_this_process
+    elif job["kind"] == "image-layer":
+        from subquad.bench.image_layers import memory_in_this_process
+    elif job["kind"] == "image-model":
+        from subquad.bench.image_job import memory_in_this_process
+    elif job["kind"] == "vit":
+        from subquad.bench.vit import memory_in_this_process
     else:
         from subquad.bench.attention import memory_in_this_process
     memory_in_this_process(job, _tell)

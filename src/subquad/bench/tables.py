@@ -32,6 +32,7 @@ def tables(report: Report) -> list[Table]:
         "lsh-rounds": _lsh_rounds,
         "performer": _performer,
         "lambda": _lambda,
+        "vit": _vit,
     }
     found = makers[report.kind](report)
     if report.left_out:
@@ -288,6 +289,31 @@ def _lambda(report: Report) -> list[Table]:
         Table(title="growth", header=("form", "slope", "sides"), rows=growth,
               note="Slope: of log time against log tokens."),
     ]  # fmt: skip
+
+
+def _vit(report: Report) -> list[Table]:
+    lines = [
+        (
+            str(row.what["what"]),
+            f"{row.what['tokens']:,}",
+            str(row.what["pass"]),
+            str(row.what["mixer"]),
+            seconds(row.seconds.median),
+            f"{row.seconds.relative:.0%}",
+            f"{row.more['images_per_second']:.3g}",
+            _times(row, "faster_than_softmax"),
+            size(row.more["peak_bytes"]) if "peak_bytes" in row.more else "",
+        )
+        for row in report.rows
+    ]
+    header = (
+        "model", "tokens", "pass", "mixer", "median", "IQR", "images/s", "× softmax", "memory",
+    )  # fmt: skip
+    note = (
+        "× softmax: how many times faster than scaled_dot_product_attention. Memory: the peak of a "
+        "forward and backward pass beyond weights and input, gradients included."
+    )
+    return [Table(title="Vision Transformers", header=header, rows=lines, note=note)]
 
 
 def _times(row: Row, key: str) -> str:

@@ -178,14 +178,22 @@ class CopyOptions(ScaleOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedRowsOptions(ScaleOptions):
+class TrainedOptions(ScaleOptions):
+    """What the options of an experiment that trains share."""
+
+    seed: int = 0
+    """Seed of the weights and of the data's order."""
+    device: Device = "auto"
+    """auto takes the GPU where there is one."""
+    train: TrainOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedRowsOptions(TrainedOptions):
     """Options of the experiments that train many models, one a row."""
 
     seed: int = 0
     """Seed of the weights and of the sequences, the same in all rows."""
-    device: Device = "auto"
-    """auto takes the GPU where there is one."""
-    train: TrainOptions
 
     @property
     def mixer(self) -> str:
@@ -238,7 +246,7 @@ def resolve_duration(options: OptionsT, preset: OptionsT) -> OptionsT:
     return options
 
 
-def train_config(options: ImageOptions | CopyOptions | TrainedRowsOptions) -> TrainConfig:
+def train_config(options: ImageOptions | CopyOptions | TrainedOptions) -> TrainConfig:
     """Return the settings of the training loop.
 
     Raises:

@@ -72,6 +72,7 @@ def model_card(name: str, results: Json, config: Json, environment: Json) -> str
         ("parameters", f"{results['parameters']:,}"),
         ("data", results.get("data", "random symbols, made while training")),
         (f"test {results['unit']}", number(results["test"])),
+        ("share of test images right", _share(results)),
         ("test images", _number(results, "test_images")),
         ("steps", f"{results['steps']:,}"),
         (f"{samples} seen", _number(results, f"{samples}_seen")),
@@ -113,7 +114,19 @@ def _limits(results: Json) -> str:
             f" It draws images of {height} x {width} pixels, {channels} channel"
             f"{'s' if channels > 1 else ''}, like those of its data, and nothing else."
         )
+    if "input_shape" in results:
+        height, width, channels = results["input_shape"]
+        limits += (
+            f" It takes images of {height} x {width} pixels, {channels} channel"
+            f"{'s' if channels > 1 else ''}, and gives each one of these classes, whatever it "
+            f"shows: {', '.join(results['class_names'])}."
+        )
     return limits
+
+
+def _share(results: Json) -> str | None:
+    value = lookup(results, "test_accuracy") if "class_names" in results else None
+    return None if value is None else f"{value:.2%}"
 
 
 def _number(results: Json, key: str) -> str | None:

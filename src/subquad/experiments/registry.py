@@ -8,6 +8,10 @@ from subquad.experiments import (
     copy_task,
     feature_maps,
     hybrid_share,
+    lambda_ablations,
+    lambda_compare,
+    lambda_memory,
+    lambda_speed,
     mnist_pixels,
     performer_approximation,
     performer_kernels,
@@ -16,6 +20,12 @@ from subquad.experiments import (
     performer_speed,
     performer_text,
     performer_transfer,
+    vit_fashion,
+    vit_finetune,
+    vit_inductive_bias,
+    vit_mixers,
+    vit_positions,
+    vit_resolution,
 )
 from subquad.experiments.spec import Experiment, MixerName
 
@@ -35,6 +45,16 @@ EXPERIMENTS: dict[str, Experiment[Any]] = {
         performer_text.EXPERIMENT,
         performer_pixels.EXPERIMENT,
         performer_transfer.EXPERIMENT,
+        lambda_compare.EXPERIMENT,
+        lambda_ablations.EXPERIMENT,
+        lambda_memory.EXPERIMENT,
+        lambda_speed.EXPERIMENT,
+        vit_fashion.EXPERIMENT,
+        vit_mixers.EXPERIMENT,
+        vit_resolution.EXPERIMENT,
+        vit_inductive_bias.EXPERIMENT,
+        vit_positions.EXPERIMENT,
+        vit_finetune.EXPERIMENT,
     )
 }
 
@@ -69,5 +89,20 @@ GROUPS: dict[str, tuple[tuple[str, MixerName], ...]] = {
         ("performer-kernels", "performer"),
         ("performer-text", "performer"),
         ("performer-pixels", "performer"),
+    ),
+    "lambda-networks": (
+        ("lambda-compare", "lambda"),
+        ("lambda-ablations", "lambda"),
+        ("lambda-memory", "lambda"),
+        ("lambda-speed", "lambda"),
+    ),
+    "vit": (
+        ("vit-fashion", "softmax"),
+        ("vit-fashion", "linear"),
+        ("vit-fashion-mixers", "linear"),
+        ("vit-resolution", "linear"),
+        ("vit-inductive-bias", "linear"),
+        ("vit-positions", "softmax"),
+        ("vit-finetune", "softmax"),
     ),
 }

@@ -50,7 +50,9 @@ def write_report(
     ]
     for figure, description in figures:
         parts += [markup.heading(description), markup.picture(figure, description)]
-    if any("image_shape" in row for row in rows):
+    if "paper" in rows[0]:
+        parts += paper_section(rows[0]["paper"])
+    elif any("image_shape" in row for row in rows):
         parts += [
             markup.heading(f"Beside the paper ({PAPER})"),
             markup.paragraph(differences(rows)),
@@ -64,6 +66,20 @@ def write_report(
         ]
     parts += setting(environment, config)
     atomic_write_bytes(path, markup.page(title, parts).encode())
+
+
+def paper_section(paper: Json) -> list[str]:
+    """Return what an experiment's results have to say of its paper.
+
+    ``paper`` holds ``heading``, ``words`` and ``tables``: dicts with ``title``, ``head``, ``lines``
+    and, if there is something to say, ``note``.
+    """
+    parts = [markup.heading(paper["heading"]), markup.paragraph(paper["words"])]
+    for table in paper["tables"]:
+        parts += [markup.heading(table["title"]), markup.table(table["head"], table["lines"])]
+        if table.get("note"):
+            parts.append(markup.paragraph(table["note"], "note"))
+    return parts
 
 
 def setting(environment: Json, config: Json) -> list[str]:
@@ -118,7 +134,7 @@ def lookup(row: Json, key: str) -> float | int | None:
 
 OUR_LINES = (
     ("test {unit}", "test"),
-    ("share of copied symbols right", "test_accuracy"),
+    ("share right", "test_accuracy"),
     ("test images", "test_images"),
     ("parameters", "parameters"),
     ("training steps", "steps"),
@@ -127,6 +143,8 @@ OUR_LINES = (
     ("training minutes", "minutes"),
     ("training images a second", "train_images_per_second"),
     ("training sequences a second", "train_sequences_per_second"),
+    ("images classified a second", "inference_images_per_second"),
+    ("peak memory of a training step, bytes", "peak_bytes"),
 )
 
 

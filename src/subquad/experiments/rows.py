@@ -99,7 +99,7 @@ def combined(rows: Sequence[Json], folder: Path, figures: dict[str, str]) -> Jso
     groups = dict.fromkeys(row["group"] for row in rows)
     shown = {}
     for group in groups:
-        file = f"figures/curves-{group}.png"
+        file = f"figures/curves-{as_file_name(group)}.png"
         _draw_curves(folder, [row for row in rows if row["group"] == group], file)
         shown[file] = f"Learning curves: {group}"
     shown |= figures

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from subquad.experiments import markup
-from subquad.experiments.report import NONE, Figure, lookup, number, setting
+from subquad.experiments.report import NONE, Figure, lookup, number, paper_section, setting
 from subquad.experiments.spec import Json
 from subquad.files import atomic_write_bytes
 
@@ -20,20 +20,29 @@ COLUMNS = (
     ("paper: share right, held-out", "paper_held_out_accuracy"),
     ("paper: perplexity, held-out", "paper_held_out_perplexity"),
     ("share right at the swap", "accuracy_at_swap"),
+    ("5-shot, share right", "five_shot"),
+    ("10-shot, share right", "ten_shot"),
+    ("paper: 5-shot, ImageNet", "paper_five_shot"),
+    ("images with labels", "labels"),
     ("distance from softmax", "distance"),
     ("features a head", "num_features"),
     ("softmax heads, %", "softmax_percent"),
     ("state, bytes", "state_bytes"),
     ("parameters", "parameters"),
+    ("paper: parameters, M", "paper_parameters_millions"),
+    ("multiply-adds an image", "multiply_adds"),
     ("steps", "steps"),
     ("minutes", "minutes"),
     ("seconds a step", "seconds_per_step"),
     ("sequences a second", "train_sequences_per_second"),
     ("images a second", "train_images_per_second"),
+    ("classified a second", "inference_images_per_second"),
+    ("peak memory, bytes", "peak_bytes"),
+    ("training images", "train_images"),
 )
 FIRST = (
-    "test", "test_accuracy", "held_out_accuracy", "distance", "num_features", "state_bytes",
-    "minutes",
+    "test", "test_accuracy", "five_shot", "held_out_accuracy", "distance", "num_features",
+    "state_bytes", "minutes",
 )  # fmt: skip
 
 
@@ -64,6 +73,8 @@ def write_rows_report(
     parts += [markup.paragraph(note) for note in results["notes"]]
     for figure, description in figures:
         parts += [markup.heading(description), markup.picture(figure, description)]
+    if "paper" in results:
+        parts += paper_section(results["paper"])
     parts += setting(environment, config)
     atomic_write_bytes(path, markup.page(title, parts).encode())
 
