@@ -14,6 +14,7 @@ from subquad.cli.bench_flags import (
     PeerFlags,
     PerformerFlags,
     TrainFlags,
+    ViTFlags,
 )
 from subquad.cli.bench_output import progress_bar, show, write_figures
 from subquad.cli.console import INTERRUPTED, say
@@ -125,6 +126,17 @@ def _lambda(words: list[str]) -> int:
     return _run(flags, report, lambda p: measure_lambda(flags.options(), report, progress=p))
 
 
+def _vit(words: list[str]) -> int:
+    flags = _parse(ViTFlags, words, "vit")
+    from subquad.bench.vit import measure_vit, new_report
+
+    try:
+        report = new_report(flags.options())
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return _run(flags, report, lambda p: measure_vit(flags.options(), report, progress=p))
+
+
 def _compare(words: list[str]) -> int:
     named = [w for w in words if w.startswith("-")]
     free = [w for w in words if not w.startswith("-")]
@@ -151,6 +163,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "lsh-rounds": ("the error of LSH attention against its rounds of hashing", _lsh_rounds),
     "performer": ("FAVOR+ beside softmax, and beside as many features of elu + 1", _performer),
     "lambda": ("one lambda layer in all its forms, time and memory", _lambda),
+    "vit": ("Vision Transformers of large images, mixers side by side, time and memory", _vit),
     "peers": ("the same attention by other packages that are installed", _peers),
     "compare": ("two result files, A.json B.json, side by side", _compare),
 }

@@ -18,10 +18,11 @@ from subquad.bench.options import (
     PerformerOptions,
     TrainOptions,
 )
+from subquad.bench.vit_options import ViTOptions
 
 ATTENTION, DECODE, TRAIN = AttentionOptions(), DecodeOptions(), TrainOptions()
 ENCODER, SIZE, LSH = EncoderOptions(), EncoderSize(), LshOptions()
-PERFORMER, LAMBDA = PerformerOptions(), LambdaOptions()
+PERFORMER, LAMBDA, VIT = PerformerOptions(), LambdaOptions(), ViTOptions()
 PEER_LENGTHS = ",".join(str(n) for n in POWERS if n <= 2**14)
 
 
@@ -315,6 +316,40 @@ class LambdaFlags:
             channels=self.channels, heads=self.heads, head_dim=self.head_dim,
             repetitions=self.repetitions, seconds=self.seconds, limit=self.limit,
             longest=self.longest, has_memory=self.memory, threads=self.threads,
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViTFlags(CommonFlags):
+    """Options of bench vit."""
+
+    preset: str = VIT.preset
+    """Size and patch: Ti, S, B, L or H, and the side of a patch in pixels."""
+    image_sizes: str = ",".join(str(n) for n in VIT.image_sizes)
+    """Sides of the images that whole models see, rising, with commas between; or empty."""
+    block_tokens: str = ",".join(str(n) for n in VIT.block_tokens)
+    """Tokens that one block alone sees, rising, with commas between; or empty."""
+    mixers: str = ",".join(VIT.mixers)
+    """Mixers in the place of attention, with commas between; ratios are to softmax."""
+    batch: int = VIT.batch
+    """Images at once."""
+    dtype: DType = VIT.dtype
+    """Arithmetic; bfloat16 and float16 are autocast."""
+    repetitions: int = VIT.repetitions
+    """Rounds; in each, everything is timed once, in turn."""
+    seconds: float = VIT.seconds
+    """Budget for the rounds of one size; at least three rounds are made."""
+    limit: float = VIT.limit
+    """Longest call, in seconds; what would take longer is left out, and the table says so."""
+
+    def options(self) -> ViTOptions:
+        """Return them as the benchmark takes them."""
+        image_sizes, block_tokens = self.image_sizes, self.block_tokens
+        return ViTOptions(
+            **self.shared(), preset=self.preset, mixers=words_of(self.mixers), batch=self.batch,
+            image_sizes=numbers("--image-sizes", image_sizes) if image_sizes.strip() else (),
+            block_tokens=numbers("--block-tokens", block_tokens) if block_tokens.strip() else (),
+            dtype=self.dtype,
         )  # fmt: skip
 
 

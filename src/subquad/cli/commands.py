@@ -74,6 +74,12 @@ def _sample(words: list[str]) -> int:
     return sample(words)
 
 
+def _explain(words: list[str]) -> int:
+    from subquad.cli.explain import explain
+
+    return explain(words)
+
+
 def _bench(words: list[str]) -> int:
     from subquad.cli.bench import bench
 
@@ -104,6 +110,18 @@ def _package(words: list[str]) -> int:
     return package(words)
 
 
+def _train_images(words: list[str]) -> int:
+    from subquad.cli.train_images import train_images
+
+    return train_images(words)
+
+
+def _predict(words: list[str]) -> int:
+    from subquad.cli.predict import predict
+
+    return predict(words)
+
+
 def _info(words: list[str]) -> int:
     from subquad.cli.info import info
 
@@ -118,8 +136,11 @@ COMMANDS = {
         summary="finished runs in one table, with the spread over seeds", run=_compare
     ),
     "sample": Command(summary="draw or complete images with a trained model", run=_sample),
+    "explain": Command(summary="draw what a Vision Transformer looks at", run=_explain),
     "bench": Command(summary="measure attention, generation and training here", run=_bench),
     "approx": Command(summary="the error of random features beside softmax", run=_approx),
+    "train-images": Command(summary="train a classifier on a folder of images", run=_train_images),
+    "predict": Command(summary="tell the classes of images with a trained model", run=_predict),
     "convert": Command(summary="put another attention into a pretrained model", run=_convert),
     "data": Command(summary="bring or check a data set", run=_data),
     "package": Command(summary="put a run's model into the package (maintainers)", run=_package),

@@ -102,6 +102,25 @@ def check_words(
         raise UsageError(f"{str(positional).upper()} is missing")
 
 
+def separate(words: Sequence[str], options: type[Any]) -> tuple[list[str], list[str]]:
+    """Return the words that are no options, and the options with their values.
+
+    For commands that take any number of words without an option's name.
+    """
+    kinds = option_types(options)
+    free: list[str] = []
+    rest: list[str] = []
+    left = iter(words)
+    for word in left:
+        if not word.startswith("-") or word == "-":
+            free.append(word)
+            continue
+        rest.append(word)
+        if "=" not in word and kinds.get(word.replace("_", "-"), bool) is not bool:
+            rest.extend(value for value in [next(left, None)] if value is not None)
+    return free, rest
+
+
 def choose(word: str, choices: Iterable[str], *, what: str) -> str:
     """Return ``word`` if it is one of ``choices``, else raise UsageError with the near miss."""
     known = list(choices)

@@ -182,8 +182,10 @@ def show_results(results: Json, folder: Path) -> None:
         _show_rows(results, folder)
         return
     name = f"{results['experiment']}, {results['mixer']}"
+    right = results.get("test_accuracy")
+    share = "" if right is None else f", {right:.2%} right"
     console().print(
-        f"{name}: [bold]{number(results['test'])} {results['unit']}[/bold] on test data"
+        f"{name}: [bold]{number(results['test'])} {results['unit']}{share}[/bold] on test data"
     )
     for claim in results["claims"]:
         if claim["unit"] == results["unit"]:
