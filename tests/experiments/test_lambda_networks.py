@@ -1,4 +1,4 @@
-"""lambda-compare and lambda-ablations: rows, verdicts, variants of the layer, and what is refused."""
+"""lambda-compare and lambda-ablations: rows, verdicts, variants of the layer, what is refused."""
 
 import dataclasses
 import json
@@ -39,10 +39,10 @@ def run(experiment, folder, **changes):
 
 
 def test_the_smoke_scale_of_compare_leaves_rows_of_both_sets(tmp_path):
-    changes = {"layers": "convolution,lambda", "placements": "CCL"}
+    changes = {"layers": "convolution,lambda", "placements": ""}
     results = run(COMPARE, tmp_path / "run", **changes)
     names = [row["row"] for row in results["rows"]]
-    labels = ("convolution", "lambda", "CCL")
+    labels = ("convolution", "lambda")
     assert names == [f"{g}-{x}" for g in ("embedded-mnist", "drawings") for x in labels]
     for row in results["rows"]:
         assert row["steps"] == 2
@@ -62,16 +62,15 @@ def test_the_smoke_scale_of_compare_leaves_rows_of_both_sets(tmp_path):
 
 
 def test_the_smoke_scale_of_ablations_leaves_a_table(tmp_path):
-    results = run(ABLATE, tmp_path / "run", ablations="default,position only,L2 norm on keys")
-    assert [row["label"] for row in results["rows"]] == [
-        "default", "position only", "L2 norm on keys"
-    ]  # fmt: skip
+    results = run(ABLATE, tmp_path / "run", ablations="default,position only")
+    assert [row["label"] for row in results["rows"]] == ["default", "position only"]
     assert results["rows"][1]["paper_accuracy"] == 0.781
     page = (tmp_path / "run" / "report.html").read_text()
     for words in ("k = 4, h = 2", "one seed", "were not read in the paper"):
         assert words in page
 
 
+@pytest.mark.slow
 def test_a_step_is_measured_in_a_process_of_its_own(tmp_path):
     changes = {"layers": "lambda", "placements": "", "drawings": "none", "has_memory": True}
     (row,) = run(COMPARE, tmp_path / "run", **changes)["rows"]
@@ -200,14 +199,8 @@ def test_ablations_change_what_they_name():
     assert all(type(m) is AblatedLambdaLayer for m in layers())
 
 
-def row(label, accuracy, parameters=10, **more):
-    return {
-        "group": "g",
-        "label": label,
-        "test_accuracy": accuracy,
-        "parameters": parameters,
-        **more,
-    }
+def row(label, accuracy, parameters=10):
+    return {"group": "g", "label": label, "test_accuracy": accuracy, "parameters": parameters}
 
 
 @pytest.mark.parametrize(

@@ -39,15 +39,17 @@ def run(experiment, folder, **changes):
     return run_experiment(experiment, options, folder, command=command, say=str)
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    monkeypatch.setattr(vit_rows, "training_peak", lambda job: 12_345)
-    monkeypatch.setattr(vit_rows, "INFERENCE_SECONDS", 0.0)
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vit_rows, "training_peak", lambda job: 12_345)
+        patch.setattr(vit_rows, "INFERENCE_SECONDS", 0.0)
+        yield
 
 
-@pytest.fixture
-def finished(tmp_path, quick):
-    folder = tmp_path / "run"
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, quick):
+    folder = tmp_path_factory.mktemp("vit-fashion") / "run"
     return folder, run(FASHION, folder)
 
 
@@ -140,7 +142,7 @@ def test_every_mixer_has_a_row_and_can_be_trained():
             assert p.grad is None or torch.isfinite(p.grad).all(), (row.name, name)
 
 
-def test_rows_are_run_and_shown_together(tmp_path, quick):
+def test_rows_are_run_and_shown_together(tmp_path):
     folder = tmp_path / "run"
     results = run(ROWS, folder, mixers="linear,local")
     assert [row["row"] for row in results["rows"]] == [

@@ -75,6 +75,11 @@ def test_there_are_48_rows_on_fixed_images_and_one_fixed_permutation():
     assert not torch.equal(x, y)
     for a, b in zip(found.model.parameters(), moved.model.parameters(), strict=True):
         torch.testing.assert_close(a, b)
+    model = moved.model.eval()
+    with torch.no_grad():
+        likeliest = model(moved.prepared(scrambled(images.test))).argmax(1).numpy()
+    right = float((likeliest == images.test_labels).mean())  # test images are scrambled alike
+    assert moved.evaluate(full=True)["accuracy"] == pytest.approx(right, abs=0.004)
 
 
 def test_a_permutation_moves_the_pixels_of_all_images_alike_and_no_channel():

@@ -132,7 +132,5 @@ def test_options_out_of_range_are_refused(change, message):
 
 
 def test_patches_that_do_not_fit_are_refused_before_anything_is_timed():
-    with pytest.raises(
-        ValueError, match="patch_size must divide the images' sides, 14 x 14, got 4"
-    ):
+    with pytest.raises(ValueError, match=r"patch_size must divide .* sides, 14 x 14, got 4"):
         sizes(smoke(patch_sizes=(7, 4)), black_pictures(smoke()))

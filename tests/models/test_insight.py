@@ -94,9 +94,7 @@ def test_negative_weights_count_by_their_size():
 
 
 def test_weights_of_another_grid_are_refused():
-    with pytest.raises(
-        ValueError, match=r"shape \(B, H, 7, 7\) for a grid of 2 x 3 and num_c"
-    ):
+    with pytest.raises(ValueError, match=r"shape \(B, H, 7, 7\) for a grid of 2 x 3 and num_c"):
         attention_distance(torch.ones(1, 1, 6, 6), (2, 3), 4, num_class=1)
 
 
@@ -135,6 +133,8 @@ def test_similarity_of_heads_is_the_mean_cosine_of_their_rows():
     weights = random_weights(2, 3, 4, 4)
     cosine = torch.nn.functional.cosine_similarity(weights[:, 0], weights[:, 2], dim=-1)
     same(head_similarity(weights)[0, 2], cosine.mean())
+    weights[0, 2, 1] = 0  # a query that looks at nothing is like no other
+    same(head_similarity(weights)[0, 2], (cosine.sum() - cosine[0, 1]) / 8)
 
 
 def test_cka_is_1_for_what_is_turned_scaled_and_shifted_and_0_for_a_constant():

@@ -1,5 +1,6 @@
 """Vision Transformers against transformers' and timm's own, on random weights."""
 
+import importlib
 import importlib.util
 
 import pytest
@@ -16,6 +17,24 @@ from subquad.pretrained import (
 
 pytestmark = pytest.mark.slow
 SIZES = {"d_model": 48, "num_layers": 3, "num_heads": 4, "d_ff": 80, "num_classes": 7}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def torchvision():
+    """Let a torchvision built for CUDA be imported beside torch for the CPU.
+
+    timm needs it, and where it is installed transformers imports it.
+    """
+    library = None
+    if importlib.util.find_spec("torchvision") is not None:
+        try:
+            importlib.import_module("torchvision")
+        except RuntimeError:  # it asks for operators that this torch has not
+            library = torch.library.Library("torchvision", "DEF")
+            for op in ("nms", "qnms"):
+                library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    yield
+    del library
 
 
 def random(model):
@@ -97,21 +116,11 @@ def test_transformers_reads_our_file(tmp_path):
             near(model(x), read.eval()(x).logits)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def timm():
     if importlib.util.find_spec("timm") is None:
         pytest.skip("timm is not installed")
-    library = None
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:  # built for CUDA: it looks for operators that torch for CPU has not
-        library = torch.library.Library("torchvision", "DEF")
-        for op in ("nms", "qnms"):
-            library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    import timm
-
-    yield timm
-    del library
+    return importlib.import_module("timm")
 
 
 NETWORKS = {

@@ -48,6 +48,7 @@ def explain(words: list[str]) -> int:
     if not named[1:]:
         raise UsageError("IMAGE is missing: explain takes a run and one image or more")
     folder = _find(options.run)
+    _check_out(options.out)
     from subquad.experiments.explaining import explain as look
     from subquad.experiments.explaining import load_vision_transformer
     from subquad.experiments.predicting import UnfitPictures, read_for

@@ -113,7 +113,7 @@ def _ablated(
         "num_heads": layer.num_heads,
         "head_dim": layer.head_dim,
         "intra_depth": layer.intra_depth,
-        "window": None if layer.table is None else layer.table.shape[2],
+        "window": layer.table.shape[2] if layer.table is not None and layer.is_local else None,
         **changed,
     }
     if options["window"] is None:

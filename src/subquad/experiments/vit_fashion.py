@@ -45,7 +45,7 @@ MODELS: dict[Scale, ViTOptions] = {
 _QUICK = TrainOptions(
     batch_size=128,
     optimizer="adamw",
-    lr=1e-3,
+    lr=2e-3,
     schedule="cosine",
     warmup_steps=200,
     min_lr_ratio=0.01,
@@ -75,7 +75,7 @@ def preset(scale: Scale, mixer: MixerName) -> ViTFashionOptions:
         mixer=mixer,
         data="embedded-mnist" if smoke else "fashion-mnist",
         half_size=smoke,
-        shift=1 if smoke else 2,
+        shift=1,
         mirror=not smoke,
         label_smoothing=0.0 if paper else 0.1,
         model=MODELS[scale],

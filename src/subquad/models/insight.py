@@ -216,8 +216,11 @@ def head_similarity(weights: Float[Tensor, "B H T T"]) -> Float[Tensor, "H H"]:
     1: the same tokens in the same proportions. Weights that are not negative never give less than
     0, and two heads that both look everywhere are alike in this sense.
     """
-    rows = torch.nn.functional.normalize(weights, dim=-1)
-    return torch.einsum("bgts,bhts->gh", rows, rows) / (len(rows) * rows.shape[2])
+    by_query = weights.transpose(1, 2)  # no normalised copy of all weights is made
+    products = by_query @ by_query.mT
+    lengths = products.diagonal(dim1=2, dim2=3).sqrt()
+    both = lengths.unsqueeze(3) * lengths.unsqueeze(2)
+    return (products / both.masked_fill(both == 0, 1)).mean((0, 1))
 
 
 def output_similarity(outputs: Float[Tensor, "B H T V"]) -> Float[Tensor, "H H"]:

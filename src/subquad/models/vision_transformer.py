@@ -51,7 +51,8 @@ class VisionTransformer(nn.Module):
         num_heads: heads of each mixer.
         d_ff: hidden width of the feed-forward networks, by default 4 D.
         mixer: a name in ``MIXERS``, or a factory (d_model, num_heads, *, is_causal, ...); or a
-            sequence of these, one for each layer.
+            sequence of these, one for each layer. "lambda" sees the patches on their grid, for
+            images of ``image_size`` only; a class token sees and is seen by its content lambda.
         pooling: what the head sees: a learned class token's output, the mean of all tokens, or
             their mean with learned weights ("sequence").
         positions: "none", "learned" (a vector a patch), "learned-2d" (a vector a row and a column,
@@ -132,13 +133,12 @@ class VisionTransformer(nn.Module):
         self.class_token: nn.Parameter | None = None
         if pooling == "class":
             self.class_token = nn.Parameter(torch.zeros(1, 1, d_model))
-        has_class, (rows, columns) = pooling == "class", self.grid
         self.positions = make_positions(
-            positions, self.grid, d_model, has_class=has_class,
+            positions, self.grid, d_model, has_class=pooling == "class",
             count=num_layers if position_place == "layers" else None,
         )  # fmt: skip
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(make_blocks(self.config, rows * columns + has_class))
+        self.blocks = nn.ModuleList(make_blocks(self.config, self.grid))
         self.norm = nn.LayerNorm(d_model, eps=norm_eps)
         self.scores = nn.Linear(d_model, 1) if pooling == "sequence" else None
         self.pre_logits = nn.Linear(d_model, d_model) if pre_logits else None
@@ -189,7 +189,8 @@ class VisionTransformer(nn.Module):
             grid: patches down and across; None for that of ``image_size``.
 
         Raises:
-            ValueError: if a shape does not fit, or positions are relative and the grid is another.
+            ValueError: if a shape does not fit, or the grid is another where it is built in (with
+                relative positions, or lambda layers).
         """
         grid = self.grid if grid is None else grid
         if patches.dim() != 3 or patches.shape[1:] != (grid[0] * grid[1], self.config["d_model"]):
@@ -197,7 +198,7 @@ class VisionTransformer(nn.Module):
                 f"patches must have the shape (B, {grid[0] * grid[1]}, {self.config['d_model']}), "
                 f"got {tuple(patches.shape)}"
             )
-        self._check_relative("grid", grid)
+        self._check_fixed("grid", grid)
         return self._through(self._with_class(patches), [grid])
 
     def pool(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B D"]:
@@ -248,13 +249,14 @@ class VisionTransformer(nn.Module):
 
         Raises:
             TypeError: if a side is not an int.
-            ValueError: if a side or the method does not fit, or if positions are relative.
+            ValueError: if a side or the method does not fit, or if the grid is built in (with
+                relative positions, or lambda layers).
         """
         method = self.config["resampling"] if method is None else method
         check_choice("method", method, tuple(METHODS))
         sides = sides_of(image_size)
         grid = grid_of(sides, self.patch_size)
-        self._check_relative("image_size", grid)
+        self._check_fixed("image_size", grid)
         for table in tables_of(self.positions):
             table.resample(grid, method)
         self.grid = grid
@@ -319,13 +321,17 @@ class VisionTransformer(nn.Module):
         """Require images that fit, and return their grid."""
         check_images(name, x, self.config["in_channels"], is_batch=is_batch)
         grid = grid_of(x.shape[-2:], self.patch_size)
-        self._check_relative(name, grid)
+        self._check_fixed(name, grid)
         return grid
 
-    def _check_relative(self, name: str, grid: Grid) -> None:
-        if self.config["positions"] == "relative" and grid != self.grid:
+    def _check_fixed(self, name: str, grid: Grid) -> None:
+        """Refuse another grid where it is built in: relative positions, lambda layers."""
+        mixers: list[Any] = [block.mixer for block in self.blocks]
+        lambdas = any(getattr(mixer, "grid", None) is not None for mixer in mixers)
+        if grid != self.grid and (lambdas or self.config["positions"] == "relative"):
             height, width = (side * self.patch_size for side in self.grid)
             raise ValueError(
-                f"{name} must have the sides of image_size ({height} x {width}) with relative "
-                f"positions, got {grid[0] * self.patch_size} x {grid[1] * self.patch_size}"
+                f"{name} must have the sides of image_size ({height} x {width}) with "
+                f"{'lambda layers' if lambdas else 'relative positions'}, "
+                f"got {grid[0] * self.patch_size} x {grid[1] * self.patch_size}"
             )

@@ -1,5 +1,6 @@
 """What a Vision Transformer is built of by its options: their checks, its blocks, its grid."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,12 +40,15 @@ def check_options(config: dict[str, Any]) -> None:
         )
 
 
-def make_blocks(config: dict[str, Any], seq_len: int) -> list[Block]:
-    """Return the blocks of a model, for sequences of ``seq_len`` tokens where that matters.
+def make_blocks(config: dict[str, Any], grid: Grid) -> list[Block]:
+    """Return the blocks of a model, for the tokens of ``grid`` where that matters.
+
+    Mixers that know a grid (lambda layers) see the patches on it, a class token before them.
 
     Raises:
         ValueError: if a mixer is unknown, or lacks an option that is asked for.
     """
+    seq_len = math.prod(grid) + (config["pooling"] == "class")
     asked: dict[str, Any] = {}
     if config["positions"] == "relative":
         asked["relative_len"] = seq_len
@@ -59,7 +63,8 @@ def make_blocks(config: dict[str, Any], seq_len: int) -> list[Block]:
     return [
         Block(
             factory(
-                d_model, num_heads, is_causal=False, **mixer_options(factory, **given), **asked
+                d_model, num_heads, is_causal=False, **mixer_options(factory, **given), **asked,
+                **({"grid": grid} if takes(factory, "grid") else {}),
             ),
             d_model, config["d_ff"], norm="pre", activation=config["activation"],
             dropout=config["dropout"], norm_eps=config["norm_eps"],
