@@ -1,5 +1,7 @@
 """``subquad bench vit``. No test here asserts a time."""
 
+import json
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from subquad.bench.tables import tables
 from subquad.bench.timing import Progress
 from subquad.bench.vit import BLOCK, BOTH, FORWARD, Cell, build, measure_vit, new_report
 from subquad.bench.vit_options import ViTOptions
+from subquad.cli import main
 
 TINY = {
     "preset": "Ti/16", "image_sizes": (32,), "block_tokens": (8, 16), "repetitions": 1,
@@ -156,3 +159,32 @@ def test_a_step_of_more_images_needs_more_memory():
 
 def test_a_job_that_cannot_be_done_gives_no_peak():
     assert training_peak(ImageJob(model="Nothing", arguments={}, shape=(1, 1, 8, 8))) is None
+
+
+def test_the_command_measures_and_writes(tmp_path, capsys):
+    out = tmp_path / "vit.json"
+    words = ["--preset", "Ti/16", "--image-sizes", "", "--block-tokens", "8", "--no-memory"]
+    code = main(
+        ["bench", "vit", *words, "--repetitions", "1", "--seconds", "0.1", "--out", str(out)]
+    )
+    assert code == 0
+    found = json.loads(out.read_text())
+    assert found["kind"] == "vit"
+    assert [row["what"]["mixer"] for row in found["rows"][::2]] == ["softmax", "linear"]
+    shown = capsys.readouterr().out
+    for words in ("Vision Transformers", "one block", "× softmax"):
+        assert words in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--mixers", "nothing"], "mixers must be among softmax"),
+        (["--preset", "S"], "name must be a size of Ti, S, B, L, H"),
+        (["--image-sizes", "large"], "--image-sizes must be whole numbers with commas between"),
+        (["--image-sizes", "", "--block-tokens", ""], "must name a size, got none"),
+    ],
+)
+def test_the_command_refuses_in_one_sentence(words, message, capsys, unhooked):
+    assert main(["bench", "vit", *words]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())

@@ -6,7 +6,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from subquad.cli import main
 from subquad.experiments import vit_rows
 from subquad.experiments.packaging import package_run
 from subquad.experiments.registry import EXPERIMENTS
@@ -240,3 +242,16 @@ def test_patches_that_do_not_fit_are_refused():
         ValueError, match="patch_size must divide the images' sides, 14 x 14, got 4"
     ):
         grid_of(sizes, images)
+
+
+def test_predict_takes_the_runs_folder(finished, tmp_path, capsys):
+    folder, _ = finished
+    image = pictures(smoke()).test[0]
+    path = tmp_path / "digit.png"
+    Image.fromarray(image[..., 0]).save(path)
+    assert main(["predict", str(folder), str(path), "--top", "1", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    (best,) = found["classes"]
+    expected = load_classifier(folder / "model").probabilities(image[None])[0]
+    assert best["class"] == str(int(expected.argmax()))
+    assert best["probability"] == pytest.approx(float(expected.max()), abs=1e-5)

@@ -42,6 +42,8 @@ def test_each_head_is_a_dot_at_its_layer_and_the_even_one_a_line():
 def test_a_layer_whose_heads_have_no_distance_leaves_the_scale_to_the_others():
     figure = distance_figure([np.array([np.nan]), np.array([4.0])], uniform=1.0, image_size="8 x 8")
     assert 4 < figure.axes[0].get_ylim()[1] < 5
+    near = distance_figure([np.array([4.0])], uniform=9.0, image_size="8 x 8")
+    assert near.axes[0].get_ylim()[1] > 9
 
 
 def test_the_rollout_lies_where_its_patches_are():
@@ -62,6 +64,17 @@ def test_the_rollout_lies_where_its_patches_are():
     np.testing.assert_array_equal(shown(dark)[:, 6:], colors[:, 6:])
     bar = [axes for axes in figure.axes if not axes.images and axes.get_ylabel()]
     assert "times that of an even spread" in bar[0].get_ylabel()
+
+
+def test_the_lower_right_of_a_rollout_is_the_lower_right_of_the_picture():
+    rollout = np.array([[[0.1, 0.1, 0.1], [0.1, 0.1, 0.5]]])
+    figure = rollout_figure(np.full((1, 8, 12), 255, np.uint8), rollout, ["one"])
+    colors = shown(panels(figure)[1])
+    red = colors[..., 0] - colors[..., 2]
+    assert np.unravel_index(red.argmax(), red.shape)[0] >= 4
+    assert (red[6:, 10:] > 0.5).all()
+    assert (red[:2] < 0).all()
+    assert (red[:, :4] < 0).all()
 
 
 def test_an_even_rollout_and_many_pictures_are_drawn():

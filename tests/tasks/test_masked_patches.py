@@ -59,9 +59,13 @@ def test_half_of_the_patches_are_corrupted_by_80_10_10():
     assert np.abs(per_patch - 0.5).max() < 0.05
     masked, kept = (shown == MASK).mean(), (shown == guessed).mean()
     assert abs(masked - 0.8) < 0.01
-    assert abs(kept - 0.1) < 0.005  # no other patch is the patch itself
+    assert abs(kept - 0.1) < 0.005
     other = shown[(shown != MASK) & (shown != guessed)]
     assert np.abs(np.bincount(other, minlength=50) / len(other) - 1 / 50).max() < 0.01
+    replaced = Corruption(corrupted=1.0, masked=0.0, replaced=1.0)
+    guessed, shown = replaced(100, 3, np.random.default_rng(0))
+    assert (shown != guessed).all()  # no other patch is the patch itself
+    assert set(np.unique((shown - guessed) % 3)) == {1, 2}
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.15, 7), (0.5, 24), (1.0, 49), (0.001, 1)])

@@ -152,12 +152,18 @@ def _few_labels(
     share: float,
     targets: Sequence[str],
 ) -> list[Row]:
-    """Return the rows of so large a share of the labels: from scratch, and behind each target."""
+    """Return the rows of so large a share of the labels: from scratch, and behind each target.
+
+    All by one recipe, so that only the weights they begin with differ; and the first target by the
+    published procedure besides.
+    """
     few, steps = some_labels(images, share), options.label_steps
-    scratch = replace(train_config(options), max_steps=steps, minutes=None)
-    rows: list[tuple[str, Any, TrainConfig]] = [(SCRATCH, _new_model, scratch)]
+    same = replace(train_config(options), max_steps=steps, minutes=None)
+    rows: list[tuple[str, Any, TrainConfig]] = [(SCRATCH, _new_model, same)]
+    rows += [(label, partial(_pretrained, folder, label), same) for label in targets]
     tuned = _finetuning(options, options.finetune_lr, steps)
-    rows += [(label, partial(_pretrained, folder, label), tuned) for label in targets]
+    label = f"{targets[0]}, fine-tuned by SGD"
+    rows.append((label, partial(_pretrained, folder, targets[0]), tuned))
     return [
         Row(
             group=f"{100 * share:g} % of the labels",

@@ -6,7 +6,7 @@ Claim     None: the paper has softmax only. Its R50 with convolutions is the bet
 Expected  With 49 tokens every mixer is cheap, and softmax no slower than what has linear cost; the
           convolutional network ahead after so few images, the mixers within a point or two of each
           other.
-Cost      smoke: seconds. laptop: 12 rows of 800 updates, 15 to 20 minutes altogether on one CPU
+Cost      smoke: seconds. laptop: 12 rows of 500 updates, about 20 minutes altogether on one CPU
           core: enough to tell what learns from what does not, not to rank close ones. long: 10
           times as many updates. paper: as many as the paper's 300 epochs, for a GPU. --estimate
           says what a scale costs here.
@@ -28,10 +28,10 @@ MIXERS = "softmax,linear,performer,local,strided,linformer,hybrid,lsh-1,lsh-4,la
 TRAINING: dict[Scale, TrainOptions] = {
     "smoke": vit_fashion.TRAINING["smoke"],
     "laptop": replace(
-        vit_fashion.TRAINING["laptop"], minutes=None, max_steps=800, warmup_steps=80,
-        eval_every=200, checkpoint_every=200,
+        vit_fashion.TRAINING["laptop"], minutes=None, max_steps=500, batch_size=64,
+        warmup_steps=50, eval_every=250, checkpoint_every=125,
     ),
-    "long": replace(vit_fashion.TRAINING["laptop"], minutes=None, max_steps=8000),
+    "long": replace(vit_fashion.TRAINING["laptop"], minutes=None, max_steps=5000, batch_size=64),
     "paper": vit_fashion.TRAINING["paper"],
 }  # fmt: skip
 

@@ -46,7 +46,7 @@ class ViTFinetuneOptions(PictureRowsOptions):
     """Steps of fine-tuning at the higher resolution, and of learning the same from scratch."""
     finetune_lr: float = 0.03
     """Learning rate of fine-tuning."""
-    second_lr: float = 0.01
+    second_lr: float = 0.1
     """Another one, in a row of its own."""
     finetune_warmup: int = 0
     """Steps in which it rises from 0."""

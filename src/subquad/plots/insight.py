@@ -233,7 +233,7 @@ def _tinted(picture: Array, times: Array, colors: ScalarMappable) -> Array:
     height, width = picture.shape[:2]
     rows = np.clip((np.arange(height) + 0.5) * len(times) / height - 0.5, 0, len(times) - 1)
     columns = (np.arange(width) + 0.5) * times.shape[1] / width - 0.5
-    across = np.stack([np.interp(columns, np.arange(times.shape[1]), row) for row in times[::-1]])
+    across = np.stack([np.interp(columns, np.arange(times.shape[1]), row) for row in times])
     down = np.stack([np.interp(rows, np.arange(len(times)), column) for column in across.T], axis=1)
     brightness = 0.5 + 0.5 * picture.mean(-1, keepdims=True) / 255
     tinted: Array = colors.to_rgba(down)[..., :3] * brightness
