@@ -146,6 +146,7 @@ def test_an_image_job_of_something_unknown_is_refused(changes, message):
         image_job.build(ImageJob(**job))
 
 
+@pytest.mark.slow
 def test_a_step_of_more_images_needs_more_memory():
     arguments = {**SMALL, "image_size": 32}
     peaks = [
@@ -157,6 +158,7 @@ def test_a_step_of_more_images_needs_more_memory():
     assert 0 <= peaks[0] < peaks[1]
 
 
+@pytest.mark.slow
 def test_a_job_that_cannot_be_done_gives_no_peak():
     assert training_peak(ImageJob(model="Nothing", arguments={}, shape=(1, 1, 8, 8))) is None
 

@@ -41,20 +41,20 @@ MODELS: dict[Scale, SmallResNetOptions] = {
         blocks=1, width=8, stem_stride=1, num_heads=2, head_dim=4, window=3, attention_window=3
     ),
     "laptop": SmallResNetOptions(blocks=1, width=16),
-    "long": SmallResNetOptions(blocks=2, width=16),
+    "long": SmallResNetOptions(blocks=1, width=16),
     "paper": SmallResNetOptions(blocks=4, width=64, stem_stride=1, window=23),
 }
 _QUICK = TrainOptions(
-    max_steps=600,
+    max_steps=300,
     batch_size=64,
     optimizer="adamw",
     lr=1e-2,
     schedule="cosine",
-    warmup_steps=60,
+    warmup_steps=30,
     min_lr_ratio=0.0,
     weight_decay=0.05,
-    eval_every=200,
-    checkpoint_every=200,
+    eval_every=100,
+    checkpoint_every=100,
 )
 TRAINING: dict[Scale, TrainOptions] = {
     "smoke": replace(
@@ -62,7 +62,7 @@ TRAINING: dict[Scale, TrainOptions] = {
         log_every=1,
     ),
     "laptop": _QUICK,
-    "long": replace(_QUICK, max_steps=2400, warmup_steps=240, eval_every=600),
+    "long": replace(_QUICK, max_steps=1200, warmup_steps=120, eval_every=300),
     "paper": replace(
         _QUICK, max_steps=90 * EPOCH // 256, batch_size=256, optimizer="sgd", lr=0.1,
         warmup_steps=5 * EPOCH // 256, weight_decay=1e-4,

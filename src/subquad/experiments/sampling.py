@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from subquad.data.image_set import Labels
 from subquad.experiments.checkpoints import image_shape
 from subquad.experiments.image_data import load_images
 from subquad.experiments.run_folder import find_run
@@ -75,7 +76,7 @@ def complete(
     *,
     seed: int,
     temperature: float = 1.0,
-    labels: NDArray[np.uint8] | None = None,
+    labels: Labels | None = None,
     max_batch: int | None = None,
     progress: Progress | None = None,
 ) -> Images:
@@ -131,7 +132,7 @@ def state_bytes(model: PixelModel) -> int:
     return state_size_bytes(state.mixers)
 
 
-def test_images(model_folder: Path, seq_len: int) -> tuple[Images, NDArray[np.uint8], str]:
+def test_images(model_folder: Path, seq_len: int) -> tuple[Images, Labels, str]:
     """Return test images for a model to complete, their labels, and a line on their source.
 
     A run names its data set; for other models it is MNIST, or its embedded part where that is all
