@@ -261,7 +261,7 @@ def test_a_group_runs_one_after_another_and_skips_what_is_finished(capsys, tmp_p
     capsys.readouterr()
     code, out, _ = outcome(capsys, *words)
     assert code == 0
-    assert out.count("nats/token on") == 2
+    assert out.count("on test data") == 2
 
 
 def test_the_demo_takes_a_new_folder(tmp_path, monkeypatch):

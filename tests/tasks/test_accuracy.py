@@ -12,7 +12,8 @@ LABELS = torch.tensor([0, 0, 4, 3])  # the likeliest; the least; the third; the 
 
 def test_shares_by_hand_over_batches():
     found = Accuracy((1, 2, 3, 5))
-    for _ in range(2):  # it can be used again
+    for labels in (LABELS, LABELS.roll(1)):  # what was before a reset does not count
+        found.update(LOGITS, labels)
         found.reset()
         found.update(LOGITS[:3], LABELS[:3])
         found.update(LOGITS[3:], LABELS[3:])
