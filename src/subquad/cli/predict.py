@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from subquad.cli.console import complain, console, say
-from subquad.cli.parsing import UsageError, near_miss, option_types, parse
+from subquad.cli.parsing import UsageError, near_miss, parse, separate
 from subquad.experiments.checkpoints import find_model, packaged_models
 from subquad.tasks.config import Device
 
@@ -42,10 +42,11 @@ class PredictOptions:
 
 def predict(words: list[str]) -> int:
     """Read all images, tell their classes, and print them; refused images end it before that."""
-    model, images, rest = _separate(words)
+    named, rest = separate(words, PredictOptions)
+    images = named[1:]
     options = parse(
         PredictOptions,
-        [*model, *rest],
+        [*named[:1], *rest],
         prog="subquad predict MODEL IMAGE...",
         description="Tell the classes of images with a trained classifier: a run's folder, or a "
         "packaged model. All images are read first; where one cannot be, each such image is named "
@@ -80,22 +81,6 @@ def predict(words: list[str]) -> int:
     else:
         _show(images, found)
     return 0
-
-
-def _separate(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    """Return the model's name (or nothing), the images, and the options with their values."""
-    kinds = option_types(PredictOptions)
-    free: list[str] = []
-    rest: list[str] = []
-    left = iter(words)
-    for word in left:
-        if not word.startswith("-") or word == "-":
-            free.append(word)
-            continue
-        rest.append(word)
-        if "=" not in word and kinds.get(word.replace("_", "-"), bool) is not bool:
-            rest.extend(value for value in [next(left, None)] if value is not None)
-    return free[:1], free[1:], rest
 
 
 def _as_json(images: Sequence[str], found: "Sequence[Sequence[Guess]]") -> list[dict[str, object]]:
