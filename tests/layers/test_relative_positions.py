@@ -42,6 +42,18 @@ def test_attention_adds_it_before_the_softmax():
     assert mixer.relative.table.grad.any(2).all()
 
 
+def test_hidden_tokens_are_as_if_taken_out():
+    torch.manual_seed(0)
+    mixer = SoftmaxAttention(8, 2, is_causal=False, relative_len=7).double()
+    torch.nn.init.normal_(mixer.relative.table)
+    x, mask = torch.randn(1, 7, 8, dtype=torch.float64), torch.ones(1, 7, dtype=torch.bool)
+    mask[0, [0, 3, 4]] = False
+    alone = mixer(x[:, mask[0]])
+    assert_near(mixer(x, key_mask=mask)[:, mask[0]], alone, 1e-12)
+    packed = mixer(torch.cat([x[:, :3], x[:, mask[0]]], dim=1), cu_seqlens=torch.tensor([0, 3, 7]))
+    assert_near(packed[:, 3:], alone, 1e-12)
+
+
 def test_the_contract_of_mixers_holds():
     build = partial(SoftmaxAttention, 8, 2, is_causal=False, relative_len=140)
     report = check_mixer(build, d_model=8, is_causal=False)
