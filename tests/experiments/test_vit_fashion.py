@@ -14,8 +14,8 @@ from subquad.experiments.packaging import package_run
 from subquad.experiments.registry import EXPERIMENTS
 from subquad.experiments.runner import run_experiment
 from subquad.experiments.vit_fashion import MODELS
+from subquad.experiments.vit_fashion_mixers_run import mixer_rows
 from subquad.experiments.vit_fashion_run import confusion, fashion_task
-from subquad.experiments.vit_mixers_run import mixer_rows
 from subquad.experiments.vit_options import ViTOptions
 from subquad.experiments.vit_rows import (
     black_pictures,

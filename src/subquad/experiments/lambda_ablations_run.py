@@ -36,11 +36,11 @@ def run_lambda_ablations(options: LambdaAblationsOptions, folder: Path, say: Say
     """
     found = load_sets(options)[0]
     rows = run_rows("lambda-ablations", ablation_rows(options, found), options, folder, say)
+    sizes = options.network
     notes = [
         f"Data: {found.images.source}. All rows see the same images in the same order, equally "
-        f"many. Default: k = {options.model.head_dim}, h = {options.model.num_heads}, u = 1, a "
-        f"scope of {options.model.window} x {options.model.window}, softmax on keys, batch-norm on "
-        "queries and values.",
+        f"many. Default: k = {sizes.head_dim}, h = {sizes.num_heads}, u = 1, a scope of "
+        f"{sizes.window} x {sizes.window}, softmax on keys, batch-norm on queries and values.",
         "The paper's column is ResNet-50's on ImageNet; but for the default's, k 8's and u 4's the "
         "numbers were not read in the paper itself.",
         *differences(rows, len(found.images.test)),

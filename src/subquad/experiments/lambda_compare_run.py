@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from subquad.bench.image_job import training_peak
 from subquad.experiments.copy_rows import ONE_SEED
 from subquad.experiments.lambda_options import LAYERS, LambdaCompareOptions
 from subquad.experiments.lambda_rows import (
@@ -22,6 +23,7 @@ from subquad.experiments.language_options import listed
 from subquad.experiments.options import train_config
 from subquad.experiments.rows import Row, combined, run_rows, write_figure
 from subquad.experiments.spec import Json, Say
+from subquad.experiments.vit_rows import image_job
 from subquad.plots import Point, tradeoff_figure
 from subquad.tasks.classification import ClassificationTask
 
@@ -71,7 +73,7 @@ def compare_rows(options: LambdaCompareOptions, sets: Sequence[Pictures]) -> lis
             build=partial(_task, options, found, word, changed),
             train=train_config(options),
             facts=beside_layer(label),
-            measure=partial(costs, options, found),
+            measure=partial(_measures, options, found),
         )
         for found in sets
         for label, word, changed in layers + words
@@ -107,6 +109,17 @@ def _task(
     options: LambdaCompareOptions, found: Pictures, word: str, changed: Json
 ) -> ClassificationTask:
     return class_task(options, found, small_resnet(options, found, word, changed))
+
+
+def _measures(
+    options: LambdaCompareOptions, found: Pictures, task: ClassificationTask, folder: Path
+) -> Json:
+    measured = costs(options, found, task, folder)
+    if not options.has_memory:
+        return measured
+    shape = tuple(task.batch(0)[0].shape)
+    peak = training_peak(image_job(task.model, shape, train_config(options)))
+    return measured if peak is None else {**measured, "peak_bytes": peak}
 
 
 def _figure(rows: Sequence[Json], key: str, xlabel: str, factor: float) -> Figure:

@@ -52,9 +52,7 @@ class SmallResNetOptions:
 class LambdaRowsOptions(PictureRowsOptions):
     """What the experiments share."""
 
-    has_memory: bool = True
-    """Measure the peak memory of a training step too, in a process of its own."""
-    model: SmallResNetOptions
+    network: SmallResNetOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +65,8 @@ class LambdaCompareOptions(LambdaRowsOptions):
     """Words of three letters C and L, a stage each, with commas between; empty for none."""
     drawings: Drawings
     """The second set of images, shrunk to 32 pixels: drawings, made-up ones, or none."""
+    has_memory: bool = True
+    """Measure the peak memory of a training step too, in a process of its own."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,17 +7,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from subquad.bench.image_job import training_peak
 from subquad.data.clipart import CLASSES as DRAWING_CLASSES
 from subquad.data.clipart import load_clipart, made_up_drawings
 from subquad.data.image_set import ImageSet, downsample2x2
 from subquad.experiments.lambda_options import Drawings, LambdaRowsOptions
-from subquad.experiments.options import train_config
 from subquad.experiments.spec import Json
 from subquad.experiments.vit_rows import (
     CLASSES,
     black_pictures,
-    image_job,
     images_per_second,
     pictures,
 )
@@ -95,11 +92,11 @@ def small_resnet(
     height, width, channels = found.images.train.shape[1:]
     torch.manual_seed(options.seed)
     return SmallResNet(
-        [letter * options.model.blocks for letter in word],
+        [letter * options.network.blocks for letter in word],
         num_classes=found.classes,
         in_channels=channels,
         image_size=(height, width),
-        **{**options.model.arguments(), **changed},
+        **{**options.network.arguments(), **changed},
     )
 
 
@@ -121,16 +118,14 @@ def class_task(
 def costs(
     options: LambdaRowsOptions, found: Pictures, task: ClassificationTask, folder: Path
 ) -> Json:
-    """Return a trained network's multiply-adds, images classified a second, and a step's peak."""
-    model, train = task.model, train_config(options)
+    """Return a trained network's multiply-adds, and how many images it classifies in a second."""
+    model = task.model
     height, width, channels = found.images.train.shape[1:]
     x = task.batch(0)[0].to(next(model.parameters()).device)
-    measured: Json = {
+    return {
         "multiply_adds": multiply_adds(model, channels, height, width),
-        "inference_images_per_second": images_per_second(model, x, train.precision),
+        "inference_images_per_second": images_per_second(model, x, options.train.precision),
     }
-    peak = training_peak(image_job(model, tuple(x.shape), train)) if options.has_memory else None
-    return measured if peak is None else {**measured, "peak_bytes": peak}
 
 
 def points(share: float) -> str:

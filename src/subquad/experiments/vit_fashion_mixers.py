@@ -55,7 +55,7 @@ def preset(scale: Scale, mixer: MixerName) -> ViTMixersOptions:
 
 def run(options: ViTMixersOptions, folder: Path, say: Say) -> Json:
     """Train and test the rows; return the results."""
-    from subquad.experiments.vit_mixers_run import run_mixers
+    from subquad.experiments.vit_fashion_mixers_run import run_mixers
 
     return run_mixers(options, folder, say)
 
@@ -63,7 +63,7 @@ def run(options: ViTMixersOptions, folder: Path, say: Say) -> Json:
 def estimate(options: ViTMixersOptions) -> Json:
     """Return what ``run`` would cost."""
     from subquad.experiments.rows import estimate_rows
-    from subquad.experiments.vit_mixers_run import mixer_rows
+    from subquad.experiments.vit_fashion_mixers_run import mixer_rows
     from subquad.experiments.vit_rows import black_pictures
 
     return estimate_rows(mixer_rows(options, black_pictures(options)))
