@@ -11,15 +11,15 @@ Expected  Lambda layers at least as good as convolutions after so few updates, w
           parameters, and several times as slow in seconds on a CPU; the paper's throughput falls as
           much. Whether they stay ahead with long training it cannot show: in independent
           reproductions on CIFAR-10 lambda networks were from 3 points worse to 1 better.
-Cost      smoke: seconds. laptop: 24 rows of half a minute to five minutes each, on one CPU core: enough to tell
+Cost      smoke: seconds. laptop: 24 rows of a minute or so each, on one CPU core: enough to tell
           what learns quickly, not where long training ends. long: four times as many updates.
           paper: 90 epochs of the paper's recipe, for a GPU. --estimate says what a scale costs
           here.
 Command   subquad run lambda-compare --scale laptop
 Differs   Fashion-MNIST, and drawings of the Open Clip Art Library at 32 pixels in 22 classes, in
           place of ImageNet. Three stages of one bottleneck each, a quarter as wide as ResNet-50's,
-          behind a 3 x 3 convolution of stride 2. AdamW, and at laptop scale two thirds of an epoch of
-          Fashion-MNIST, six of the drawings. Position sees 15 x 15 of at most 16 x 16
+          behind a 3 x 3 convolution of stride 2. AdamW, and at laptop scale a third of an epoch of
+          Fashion-MNIST, three of the drawings. Position sees 15 x 15 of at most 16 x 16
           pixels; with u = 4 it sees 7 x 7, as the paper's count of parameters says. Attention
           stands in the place of convolutions, where some of the paper's rows keep them beside it.
           Every row gets equal updates, as the paper's get equal epochs; minutes stand beside them.
