@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from subquad.bench.memory import measured_apart, peak_bytes
+from subquad.bench.memory import measured_peak, peak_bytes
 from subquad.bench.timing import threads
 from subquad.models import LambdaResNet
 
@@ -144,12 +144,7 @@ def training_peak(job: NetworkJob) -> int | None:
 
     On a CPU it is measured in a process of its own; None if that process did not end well.
     """
-    found: list[Json] = []
-    if job.device == "cpu":
-        found.extend(measured_apart({"kind": KIND, **asdict(job)}))
-    else:
-        memory_in_this_process(asdict(job), found.append)
-    return int(found[0]["peak_bytes"]) if found else None
+    return measured_peak({"kind": KIND, **asdict(job)}, job.device, memory_in_this_process)
 
 
 def memory_in_this_process(job: Json, tell: Callable[[Json], None]) -> None:

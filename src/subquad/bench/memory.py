@@ -62,6 +62,21 @@ def measured_apart(job: Json) -> Iterator[Json]:
             child.kill()
 
 
+def measured_peak(
+    job: Json, device: str, in_this_process: Callable[[Json, Callable[[Json], None]], None]
+) -> int | None:
+    """Return the one peak of a job; None if its process did not end well.
+
+    On a CPU the job runs in a process of its own, else by ``in_this_process``.
+    """
+    found: list[Json] = []
+    if device == "cpu":
+        found.extend(measured_apart(job))
+    else:
+        in_this_process(job, found.append)
+    return int(found[0]["peak_bytes"]) if found else None
+
+
 def _reset_peak() -> None:
     """Start the peak anew, where the system allows it (Linux)."""
     try:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from subquad.bench.check import relative_error
-from subquad.bench.memory import measured_apart, peak_bytes
+from subquad.bench.memory import measured_peak, peak_bytes
 from subquad.bench.results import Report, Row, spread
 from subquad.bench.timing import Progress, interleave, threads
 from subquad.bench.vit_options import ViTOptions
@@ -233,10 +233,6 @@ def _record(
 def _add_peak(options: ViTOptions, cell: Cell, row: Row) -> None:
     mixer = row.what["mixer"]
     job = {"kind": KIND, "options": asdict(options), "cell": list(cell), "mixer": mixer}
-    found: list[dict[str, Any]] = []
-    if options.device == "cpu":
-        found.extend(measured_apart(job))
-    else:
-        memory_in_this_process(job, found.append)
-    if found:
-        row.more["peak_bytes"] = found[0]["peak_bytes"]
+    peak = measured_peak(job, options.device, memory_in_this_process)
+    if peak is not None:
+        row.more["peak_bytes"] = peak
