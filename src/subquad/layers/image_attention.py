@@ -76,7 +76,7 @@ class ImageAttention(nn.Module):
         """Refuse a height and width that the layer was not made for."""
 
     def attend(self, q: Heads, k: Heads, v: Heads) -> Heads:
-        """Return what the pixels' heads see."""
+        """Return what the pixels' heads see: each kind of attention says how."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:

@@ -223,8 +223,7 @@ def _sdpa(
 ) -> Tensor:
     """Attend without masks; in float32 where torch's backward pass in bfloat16 is the slower one.
 
-    On a CPU it takes 7 times as long as in float32 at 49 keys of width 32; at 512 of width 64 it is
-    the faster one.
+    That is so on a CPU, where keys are few; the border of 512 is a rough one.
     """
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     if not learns or q.device.type != "cpu" or q.dtype != torch.bfloat16 or k.shape[2] >= 512:
