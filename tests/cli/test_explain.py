@@ -10,8 +10,8 @@ import torch
 from subquad.cli import main
 from subquad.cli.explain import ExplainOptions
 from subquad.cli.parsing import separate
-from subquad.experiments import explaining
-from subquad.models import PixelModel, VisionTransformer
+from subquad.experiments import checkpoints, explaining
+from subquad.models import PixelModel, SmallResNet, VisionTransformer
 from subquad.models.saving import save_model
 from subquad.tasks.classifier import save_classifier
 
@@ -41,6 +41,7 @@ def run(tmp_path, monkeypatch):
     for name in ("one.png", "two.png"):
         Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(name)
     Image.fromarray(rng.integers(0, 256, (9, 20, 3), dtype=np.uint8)).save("wide.png")
+    Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save("colours.png")
     Path("words.png").write_text("no picture")
     Path("cut.png").write_bytes(Path("one.png").read_bytes()[:60])
     return Path("run")
@@ -91,6 +92,32 @@ def test_pictures_of_other_sizes_are_taken_on_request(run, quick, capsys):
     assert sorted(path.name for path in Path("explanation").iterdir()) == FILES
 
 
+def test_a_run_on_photographs_takes_any_size(run, quick, capsys):
+    """As train-images leaves it: pictures are resized and their middle is cut out."""
+    model = VisionTransformer(
+        image_size=8, patch_size=4, in_channels=3, num_classes=2, d_model=8, num_layers=1,
+        num_heads=2, mixer="linear", stem="conv",
+    )  # fmt: skip
+    save_classifier(
+        model, Path("photos/model"), classes=["boot", "bag"], image_size=8, mean=[0.5] * 3,
+        std=[0.5] * 3, fit="resize", resize=9,
+    )  # fmt: skip
+    code, out, err = outcome(capsys, "photos", "wide.png", "one.png")
+    assert (code, err) == (0, "")
+    assert "left out filters.png: stem must be" in out
+    numbers = json.loads(Path("explanation/explanation.json").read_text())
+    assert np.shape(numbers["attention"]["rollout"]) == (2, 2, 2)
+
+
+def test_a_packaged_model_is_found_by_its_name(run, quick, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(checkpoints, "PACKAGED", tmp_path / "packaged")
+    save(tmp_path / "packaged" / "vit-small")
+    assert outcome(capsys, "vit-small", "one.png")[0] == 0
+    code, _, err = outcome(capsys, "vit-smal", "one.png")
+    assert code == 1
+    assert "packaged are vit-small; did you mean vit-small?" in err
+
+
 def test_what_is_left_out_is_said(run, quick, capsys):
     save(Path("lstm"), mixer="lstm")
     code, out, _ = outcome(capsys, "lstm", "one.png")
@@ -113,6 +140,10 @@ def test_what_is_left_out_is_said(run, quick, capsys):
         (["run", "none.png"], 1, "none.png cannot be read as a picture: is missing or no file"),
         (["run", "words.png"], 1, "words.png cannot be read as a picture: is in no format"),
         (["run", "cut.png"], 1, "cut.png cannot be read as a picture"),
+        (["run", "colours.png"], 1, "colours.png must be grey for this model, but it is in colou"),
+        (["."], 2, "IMAGE is missing"),
+        ([".", "one.png"], 1, ". holds no trained model: is its run finished?"),
+        (["resnet", "one.png"], 1, "resnet must hold a VisionTransformer to be explained, got a S"),
         (["run", "one.png", "--out", "no/where"], 1, "--out must lie in a folder that exists"),
         (["run", "one.png", "--out", "one.png"], 1, "--out must be a folder, got the file one"),
         (["pixels", "one.png"], 1, "pixels must hold labels.json, found none"),
@@ -122,6 +153,10 @@ def test_what_does_not_fit_is_one_sentence_and_nothing_is_written(
     run, capsys, words, code, message
 ):
     save_model(PixelModel(4, num_layers=1, num_heads=1, d_model=8, d_ff=8), "pixels")
+    save_classifier(
+        SmallResNet(["C"], num_classes=2, image_size=8, width=4), "resnet", classes=["a", "b"],
+        image_size=8, mean=[0.5] * 3, std=[0.5] * 3,
+    )  # fmt: skip
     found, out, err = outcome(capsys, *words)
     assert (found, out) == (code, "")
     assert message in err

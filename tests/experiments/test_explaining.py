@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from subquad.experiments import explaining
 from subquad.experiments.explaining import DEFINITIONS, explain, load_vision_transformer
@@ -114,6 +115,21 @@ def test_negative_weights_are_told(tmp_path, quick):
     assert found.numbers["mixers"] == ["LambdaMixer"] * 2
 
 
+@pytest.mark.parametrize(
+    "mixer", ["linear", "performer", "local", "strided", "linformer", "hybrid", "lsh-4"]
+)
+def test_every_mixer_with_weights_is_explained(mixer, tmp_path, quick, monkeypatch):
+    for part in ("distance", "rollout", "heads", "filters", "positions"):
+        monkeypatch.setattr(explaining, f"{part}_figure", lambda *_, **__: Figure())
+    found = explain(saved(tmp_path, mixer=mixer), pictures(), ["1", "2", "3"])
+    assert found.omitted == {}
+    attention = json.loads(json.dumps(found.numbers["attention"], allow_nan=False))
+    assert np.shape(attention["rollout"]) == (3, 2, 3)
+    np.testing.assert_allclose(np.sum(attention["rollout"], (1, 2)), 1, rtol=1e-4)
+    negative = np.max(attention["negative_share"]) > 1e-6
+    assert negative == (mixer == "linformer")
+
+
 def test_what_a_model_has_not_is_left_out_with_the_reason(tmp_path, quick):
     classifier = saved(
         tmp_path, mixer=["softmax", "lstm"], stem="conv", patch_size=4, positions="learned-2d"
@@ -156,6 +172,40 @@ def test_a_head_without_a_distance_is_null(tmp_path, quick, monkeypatch):
     assert found.numbers["attention"]["distance_pixels"] == [[None, 2.0], [None, None]]
     assert "heads look 2.0 to 2.0 pixels far" in found.pictures["attention-distance.png"][1]
     json.dumps(found.numbers, allow_nan=False)
+
+
+def test_a_model_whose_weights_are_nan_is_refused(tmp_path):
+    classifier = saved(tmp_path)
+    torch.nn.init.constant_(classifier.model.norm.bias, float("nan"))
+    with pytest.raises(ValueError, match=r"finite probability, got NaN for 1: did its training"):
+        explain(classifier, pictures(), ["1", "2", "3"])
+
+
+def test_of_many_pictures_the_first_are_drawn_and_all_are_measured(tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(explaining, "MOST_PICTURES", 2)
+    drawn = []
+
+    def draw(*given):
+        drawn.append(given)
+        return Figure()
+
+    monkeypatch.setattr(explaining, "rollout_figure", draw)
+    found = explain(saved(tmp_path), pictures(), ["1", "2", "3"])
+    (given,) = drawn
+    assert [len(part) for part in given] == [2, 2, 2]
+    assert found.pictures["rollout.png"][1].endswith("; the first 2 of 3 pictures are drawn")
+    assert len(found.numbers["attention"]["rollout"]) == 3
+
+
+def test_the_grid_is_that_of_the_pictures(tmp_path, quick):
+    """A model may be made for another size than its pictures: tables are resampled on the way."""
+    saved(tmp_path)
+    described = json.loads((tmp_path / "labels.json").read_text())
+    (tmp_path / "labels.json").write_text(json.dumps({**described, "image_size": [12, 4]}))
+    classifier = load_vision_transformer(tmp_path, "cpu")
+    found = explain(classifier, pictures(height=12, width=4), ["1", "2", "3"])
+    assert found.numbers["grid"] == [3, 1]
+    assert np.array(found.numbers["attention"]["rollout"]).shape == (3, 3, 1)
 
 
 def test_another_kind_of_model_is_refused(tmp_path):

@@ -120,3 +120,16 @@ def test_batch_norms_count_a_batch_once():
 
     for plain, again in zip(trained(False), trained(True), strict=True):
         assert_close(again, plain)
+
+
+def test_batch_norms_count_nothing_in_evaluation():
+    """As in a picture of what a trained network's output depends on."""
+    torch.manual_seed(0)
+    model = LambdaResNet(("C", "C", "C", "L"), num_classes=3, width=8, window=3, checkpointing=True)
+    before = {name: b.clone() for name, b in model.named_buffers()}
+    x = torch.randn(2, 3, 32, 32, requires_grad=True)
+    model.eval()(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.any()
+    for name, b in model.named_buffers():
+        assert torch.equal(b, before[name]), name

@@ -115,7 +115,8 @@ def test_the_residual_network_halves_twice_and_takes_any_side():
     ("build", "error", "message"),
     [
         (lambda: PixelMLP(**IMAGES, width=0), ValueError, "width must be at least 1, got 0"),
-        (lambda: PixelMLP(**{**IMAGES, "image_size": (6,)}), ValueError, "image_size must be one"),
+        (lambda: PixelMLP(**{**IMAGES, "image_size": (6,)}), ValueError, "image_size must be a s"),
+        (lambda: PixelMLP(**{**IMAGES, "image_size": 8.0}), TypeError, "an int or a sequence, got"),
         (
             lambda: PixelMLP(**{**IMAGES, "image_size": 0}),
             ValueError,

@@ -7,24 +7,29 @@ import torch
 
 from subquad.layers.attention_rows import attention_rows
 from subquad.layers.softmax_attention import SoftmaxAttention
-from subquad.models import VisionTransformer
-from subquad.models import insight as measures
-from subquad.models.insight import (
+from subquad.models import VisionTransformer, insight
+from subquad.models.insight import layer_attention, look, pooling_weights
+from subquad.models.insight_measures import (
     attention_distance,
     attention_rollout,
     class_share,
     head_similarity,
-    layer_attention,
-    look,
+    joined_products,
+    linear_cka,
+    mean_pixel_distance,
     negative_share,
+    output_products,
     output_similarity,
     patch_shares,
     pixel_distances,
-    pooling_weights,
+    rollout_rows,
 )
 
 DOUBLE = torch.float64
-SOME_MIXERS = ["softmax", "linear", "performer", "local", "linformer", "hybrid", "lsh-4", "lambda"]
+MIXERS = [
+    "softmax", "linear", "performer", "local", "strided", "linformer", "hybrid", "lsh-1", "lsh-4",
+    "lambda",
+]  # fmt: skip
 
 
 def small(mixer="softmax", **changes):
@@ -51,6 +56,9 @@ def test_distances_are_those_of_centres_in_pixels():
     found = pixel_distances((2, 3), 4)
     same(found[0], [0, 4, 8, 4, math.hypot(4, 4), math.hypot(4, 8)])
     same(found, found.T)
+    same(pixel_distances((2, 3), 4, rows=slice(1, 4)), found[1:4])
+    for grid in ((2, 3), (1, 1), (5, 2)):
+        assert mean_pixel_distance(grid, 3) == pytest.approx(float(pixel_distances(grid, 3).mean()))
 
 
 def test_a_head_that_looks_everywhere_alike_has_the_mean_distance():
@@ -120,6 +128,18 @@ def test_rows_of_a_rollout_sum_to_1(signed):
     rollout = attention_rollout(layers)
     assert (rollout >= 0).all()
     same(rollout.sum(-1), torch.ones(2, 7))
+    same(rollout_rows(layers[0][:, :, 2:5], slice(2, 5)), attention_rollout(layers[:1])[:, 2:5])
+
+
+@pytest.mark.parametrize("mixer", [name for name in MIXERS if name not in ("lambda", "linformer")])
+def test_rows_of_what_a_mixer_implies_sum_to_1_and_so_do_those_of_its_rollout(mixer):
+    # Of a mean's weights the rollout is (mean_h A + I) / 2 as it stands: nothing is normalised.
+    layers = [weights for weights, _ in layer_attention(small(mixer), pictures(2))]
+    expected = torch.eye(7, dtype=DOUBLE)
+    for weights in layers:
+        same(weights.sum(-1), torch.ones(2, 2, 7))
+        expected = (weights.mean(1) + torch.eye(7)) / 2 @ expected
+    same(attention_rollout(layers), expected)
 
 
 def test_heads_that_are_alike_have_similarity_1_and_those_that_share_no_token_0():
@@ -150,7 +170,25 @@ def test_cka_is_1_for_what_is_turned_scaled_and_shifted_and_0_for_a_constant():
     same(found[0, 2], expected)
 
 
-@pytest.mark.parametrize("mixer", SOME_MIXERS)
+def test_cka_of_one_vector_is_0_though_it_was_rounded_and_of_small_outputs_is_not():
+    first = torch.randn(1, 9, 4)
+    rounded = 0.1 * torch.ones(1, 9, 4) * (1 + 1e-7 * torch.randn(1, 9, 1))
+    found = output_similarity(torch.stack([1e3 * first, rounded, 1e-6 * first], dim=1))
+    same(found, [[1, 0, 1], [0, 0, 0], [1, 0, 1.0]], rtol=1e-5, atol=1e-5)
+
+
+def test_cka_of_images_one_by_one_is_that_of_all():
+    outputs = torch.randn(5, 3, 6, 4, dtype=DOUBLE) + torch.arange(5.0).view(5, 1, 1, 1)
+    found = None
+    for part in torch.split(outputs, [2, 1, 2]):
+        found = joined_products(found, output_products(part))
+    assert found.tokens == 30
+    for one, other in zip(found[1:], output_products(outputs)[1:], strict=True):
+        same(one, other)
+    same(linear_cka(found), output_similarity(outputs))
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
 def test_weights_are_those_that_the_model_runs_on(mixer):
     model = small(mixer)
     image = pictures(2)
@@ -175,7 +213,9 @@ def test_softmax_by_definition_is_what_the_derivative_says():
     x = torch.randn(2, 7, 8, dtype=DOUBLE)
     rotary = SoftmaxAttention(8, 2, is_causal=False, rotary=True).to(DOUBLE)
     for one in (rotary, SoftmaxAttention(8, 2, is_causal=False).to(DOUBLE)):
-        same(measures._softmax(one, x).weights, attention_rows(one, x, range(7)).weights)
+        rows = insight._softmax_rows(one, x)
+        same(rows(slice(None)).weights, attention_rows(one, x, range(7)).weights)
+        same(rows(slice(2, 4)).weights, attention_rows(one, x, range(2, 4)).weights)
     # The offsets' vectors count: without them the weights are others.
     with torch.no_grad():
         mixer.relative.table.mul_(50)
@@ -190,13 +230,9 @@ def test_pooling_weights_are_those_of_the_model(pooling):
     same(torch.einsum("bt,btd->bd", weights, tokens), model.pool(tokens))
 
 
-@pytest.mark.parametrize("pooling", ["class", "mean", "sequence"])
-@pytest.mark.parametrize("mixer", ["softmax", "lambda"])
-def test_all_measures_of_a_model(mixer, pooling):
-    model, image = small(mixer, pooling=pooling), pictures(3)
+def check_all_measures(model, image, first):
     found = look(model, image)
-    first = int(pooling == "class")
-    layers = [weights for weights, _ in layer_attention(model, image)]
+    layers, values = zip(*layer_attention(model, image), strict=True)
     rollout = attention_rollout(layers)
     rows = torch.einsum("bt,bts->bs", pooling_weights(model, image), rollout)[:, first:]
     same(found.rollout, (rows / rows.sum(1, keepdim=True)).view(3, 2, 3))
@@ -205,19 +241,57 @@ def test_all_measures_of_a_model(mixer, pooling):
         distance = attention_distance(weights, (2, 3), 4, num_class=first).mean(0)
         same(found.distance[layer], distance)
         same(found.class_share[layer], class_share(weights, num_class=first).mean(0))
+        shares = torch.stack([negative_share(one[None]) for one in weights])
+        same(found.negative_share[layer], shares.mean(0))
         same(found.weight_similarity[layer], head_similarity(weights))
+        same(found.output_similarity[layer], output_similarity(weights @ values[layer]))
         same(found.output_similarity[layer].diagonal(), [1.0, 1.0])
-        assert bool((found.negative_share[layer] > 0).all()) == (mixer == "lambda")
     assert found.uniform_distance == pytest.approx(float(pixel_distances((2, 3), 4).mean()))
+    return found
+
+
+@pytest.mark.parametrize("pooling", ["class", "mean", "sequence"])
+@pytest.mark.parametrize("mixer", ["softmax", "lambda"])
+def test_all_measures_of_a_model(mixer, pooling):
+    found = check_all_measures(small(mixer, pooling=pooling), pictures(3), pooling == "class")
+    for share in found.negative_share:
+        assert bool((share > 0).all()) == (mixer == "lambda")
+
+
+@pytest.mark.parametrize("pooling", ["class", "mean"])
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("mixer", ["softmax", "linear", "lambda"])
+def test_a_bounded_number_of_weights_is_made_at_once(mixer, rows, pooling, monkeypatch):
+    model, image = small(mixer, pooling=pooling), pictures(3)
+    made = []
+    real = insight.rollout_rows
+
+    def seen(weights, chosen):
+        made.append(weights.shape[2])
+        return real(weights, chosen)
+
+    monkeypatch.setattr(insight, "rollout_rows", seen)
+    tokens = 6 + (pooling == "class")
+    monkeypatch.setattr(insight, "WEIGHTS_AT_ONCE", rows * 2 * tokens)
+    check_all_measures(model, image, pooling == "class")
+    assert max(made) == rows
+    assert sum(made) == 3 * 2 * tokens  # of each image and layer each row once
 
 
 def test_a_mean_over_images_leaves_out_those_without_a_distance(monkeypatch):
     model, image = small(), pictures(2)
-    expected = look(model, image[1:]).distance[0]
-    seen = iter([math.nan, math.nan, 0, 0])  # the first image's layers, then the second's
-    real = measures.attention_distance
-    monkeypatch.setattr(measures, "attention_distance", lambda *a, **b: real(*a, **b) + next(seen))
-    same(look(model, image).distance[0], expected)
+    expected = look(model, image[1:]).distance
+    real, calls = insight.query_distances, []
+
+    def first_image_looks_nowhere(weights, distances):
+        found, looks = real(weights, distances)
+        calls.append(len(calls))
+        return (found, looks) if calls[-1] >= 2 else (0 * found, looks & False)
+
+    monkeypatch.setattr(insight, "query_distances", first_image_looks_nowhere)
+    for layer, distance in enumerate(look(model, image).distance):
+        same(distance, expected[layer])
+    assert len(calls) == 4  # two layers of two images
 
 
 def test_an_image_of_another_size_has_its_own_grid():
@@ -230,6 +304,7 @@ def test_half_precision_is_measured_in_float32():
     model, image = small().to(torch.bfloat16), pictures().to(torch.bfloat16)
     weights, values = next(layer_attention(model, image))
     assert (weights.dtype, values.dtype) == (torch.float32, torch.bfloat16)
+    same(weights.sum(-1), torch.ones(1, 2, 7), atol=1e-6, rtol=0)  # not rounded to bfloat16
     same(look(model, image).rollout.sum((1, 2)), [1.0])
 
 

@@ -144,7 +144,7 @@ def test_images_of_other_channels_are_refused(unhooked):
         ({"stages": ("CX",)}, "stages must be words of the letters C, S, L, G, R, A, E, got"),
         ({"stages": ()}, "stages must be words of the letters"),
         ({"stages": ("C", "")}, "stages must be words of the letters"),
-        ({"image_size": (1, 2, 3)}, "image_size must be one or two numbers, got"),
+        ({"image_size": (1, 2, 3)}, "image_size must be a side, or height and width, got"),
         ({"width": 0}, "width must be at least 1, got 0"),
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ({"stem_stride": 3}, "stem_stride must be one of 1, 2; got 3"),

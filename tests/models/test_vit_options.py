@@ -24,6 +24,8 @@ def test_images_that_do_not_fit_are_refused(unhooked):
         model.forward_packed([])
     with pytest.raises(ValueError, match=r"patches must have the shape \(B, 6, 16\), got"):
         model.encode(images(1, 5, 16))
+    with pytest.raises(ValueError, match=r"patches must have the shape \(B, 6, 16\), got \(0, 6"):
+        model.encode(images(0, 6, 16))
 
 
 @pytest.mark.parametrize(

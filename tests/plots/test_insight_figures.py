@@ -111,6 +111,21 @@ def test_a_patchs_similarities_stand_at_its_place():
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "3"]
 
 
+def test_of_many_patches_every_second_or_third_has_a_grid():
+    similarity = np.random.default_rng(0).random((33, 17, 33, 17))
+    (axes,) = panels(positions_figure(similarity))
+    mosaic = shown(axes)
+    assert mosaic.shape == (11 * 34 - 1, 9 * 18 - 1)
+    np.testing.assert_array_equal(mosaic[34:67, 18:35], similarity[3, 2])
+    assert [label.get_text() for label in axes.get_xticklabels()][:3] == ["1", "3", "5"]
+    assert [label.get_text() for label in axes.get_yticklabels()][-1] == "31"
+
+
+def test_names_of_files_are_no_formulas():
+    pictures, rollout = np.zeros((1, 4, 4), np.uint8), np.full((1, 2, 2), 0.25)
+    png_bytes(rollout_figure(pictures, rollout, [r"$\no_such{$.png"]))
+
+
 def test_heads_stand_above_by_weights_and_below_by_outputs():
     weights = [np.full((2, 2), 0.1 * layer) for layer in range(8)]
     outputs = [np.full((2, 2), 0.1 * layer + 0.05) for layer in range(8)]

@@ -87,6 +87,15 @@ def test_there_and_back_is_the_same_network(layout, options):
     assert all(x.any() for name, x in weights.items() if name.endswith("conv.weight"))  # copies
 
 
+def test_the_indices_in_timms_older_files_are_passed_over():
+    model = small(**TIMM, window=None, image_size=64, lambda_bias=False)
+    weights = lambda_weights(model, "timm")
+    name = "stages.2.1.self_attn.rel_pos_indices"
+    load_lambda_weights(model, {**weights, name: torch.zeros(2, 16, 16).long()}, "timm")
+    with pytest.raises(ValueError, match=r"unexpected: stages\.2\.1\.self_attn\.rel_pos"):
+        load_lambda_weights(model, {**weights, name + "_x": torch.zeros(1)}, "timm")
+
+
 def test_d_li14s_names_are_torchvisions_with_lambdas_in_conv2():
     weights = lambda_weights(small(), "d-li14")
     assert weights["conv1.weight"].shape == (64, 3, 7, 7)
@@ -108,6 +117,18 @@ def test_one_error_lists_all_that_is_wrong_and_nothing_is_loaded():
     with pytest.raises(ValueError, match=r"layout d-li14; missing: conv1\.weight, fc\.bias; ") as e:
         load_lambda_weights(model, weights, "d-li14")
     assert "unexpected: more; of another shape: bn1.weight (3,) in place of (64,)" in str(e.value)
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+
+
+@pytest.mark.parametrize("layout", ["timm", "d-li14"])
+def test_weights_that_are_not_finite_are_refused(layout):
+    model = small(**(TIMM if layout == "timm" else {}))
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    weights = lambda_weights(model, layout)
+    name = {"timm": "stages.0.0.conv2_kxk.conv.weight", "d-li14": "layer1.0.conv2.weight"}[layout]
+    weights[name].view(-1)[1] = torch.nan
+    with pytest.raises(ValueError, match=rf"must be finite in torch.float32, got .* in {name}$"):
+        load_lambda_weights(model, weights, layout)
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
 
 

@@ -250,6 +250,20 @@ def test_group_norms_of_four_axes():
     assert same(model, other)
 
 
+@pytest.mark.parametrize("kind", ["class", "r26"])
+def test_from_googles_file_to_timms_names(kind, tmp_path):
+    """What a file of Google's gives under timm's names is the same network, to the last bit."""
+    published = small(**KINDS[kind])
+    save_vit_weights(published, tmp_path / "a.npz", "google")
+    ours = vit_from_weights(tmp_path / "a.npz", style="timm")
+    save_vit_weights(ours, tmp_path / "a.safetensors", "timm")
+    theirs = vit_from_weights(tmp_path / "a.safetensors", num_heads=3)
+    assert theirs.config == ours.config
+    assert same(theirs, published)
+    x = torch.randn(2, 2, *2 * (theirs.config["image_size"],))
+    assert torch.equal(theirs(x), ours(x))
+
+
 def test_transformers_v4_names():
     model = small()
     names = vit_state_dict(model, "hf-v4")

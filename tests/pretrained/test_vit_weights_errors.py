@@ -79,6 +79,32 @@ def test_one_error_lists_all_that_is_wrong():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_weights_that_are_not_finite(layout):
+    model = small()
+    for number in (torch.nan, -torch.inf):
+        weights = vit_state_dict(small(), layout)
+        name = sorted(weights)[0]
+        weights[name].view(-1)[-1] = number
+        bare = name.removeprefix("params/")
+        text = rf"^weights must be finite in torch\.float32, got NaN or infinity in {bare}$"
+        with refused(model, ValueError, text):
+            load_vit_weights(model, weights)
+
+
+def test_weights_that_a_narrower_model_cannot_hold():
+    weights = vit_state_dict(small(), "timm")
+    weights["blocks.1.norm1.bias"][3], weights["head.bias"][0] = 1e5, -1e6
+    load_vit_weights(small(), weights)
+    model = small().half()
+    text = "finite in torch.float16, got NaN or infinity in blocks.1.norm1.bias, head.bias$"
+    with refused(model, ValueError, text):
+        load_vit_weights(model, weights)
+    text = "got NaN or infinity in blocks.1.norm1.bias$"
+    with refused(model, ValueError, text):
+        load_vit_weights(model, weights, head="replace")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_heads_that_differ(layout):
     hint = '; head="replace" leaves their head out$'
     names = {"timm": ("head.bias", "pre_logits.fc.bias")}.get(

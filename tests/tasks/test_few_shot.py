@@ -105,6 +105,12 @@ def test_some_of_each_class_seeded_and_nested():
             lambda x, y: least_squares(torch.full_like(x, 0.1), y),
             "x must differ between examples, got 4 with the same features",
         ),
+        (lambda x, y: least_squares(x[:0], y[:0]), "x and y must have one row .* got 0 and 0"),
+        (lambda x, y: least_squares(x, y[:3]), "x and y must have one row .* got 4 and 3"),
+        (
+            lambda x, y: few_shot_accuracy(x, LABELS[:0], x, LABELS, num_classes=4),
+            "^labels must hold at least one, got none",
+        ),
         (
             lambda x, y: few_shot_accuracy(x, LABELS, x, LABELS, num_classes=3),
             "^labels must lie from 0 to 2, got 3",
@@ -121,9 +127,16 @@ def test_some_of_each_class_seeded_and_nested():
         ),
     ],
 )
-def test_what_does_not_fit_is_refused(call, message):
+def test_what_does_not_fit_is_refused(unhooked, call, message):
     with pytest.raises(ValueError, match=message):
         call(*drawn(4, 3))
+
+
+def test_labels_that_are_no_whole_numbers_are_refused(unhooked):
+    x, _ = drawn(4, 3)
+    for labels in (LABELS.float(), LABELS > 1):
+        with pytest.raises(TypeError, match=rf"test_labels must be whole .*, got {labels.dtype}"):
+            few_shot_accuracy(x, LABELS, x, labels, num_classes=4)
 
 
 LABELS = torch.arange(4)

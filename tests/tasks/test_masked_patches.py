@@ -239,6 +239,16 @@ def test_what_does_not_fit_is_refused(unhooked, make, message):
         make()
 
 
+def test_images_that_do_not_fit_are_refused_and_not_cut(unhooked):
+    model, places = MaskedPatchModel(backbone()), torch.tensor([[1]])
+    with pytest.raises(ValueError, match=r"multiples of patch_size \(4\), got 9 x 10"):
+        model(torch.zeros(1, 1, 9, 10), places, places)
+    with pytest.raises(ValueError, match=r"x must have the shape \(B, 1, H, W\), got"):
+        model(torch.zeros(1, 3, 8, 8), places, places)
+    with pytest.raises(TypeError, match=r"x must be of a floating dtype, got torch\.uint8"):
+        model(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), places, places)
+
+
 def test_patches_of_another_shape_are_refused(unhooked):
     model = backbone()
     with pytest.raises(

@@ -32,6 +32,7 @@ Pictures = NDArray[np.uint8]
 
 DIGITS = 6  # of the numbers that are written
 ROUNDING = 1e-6  # a share of negative weights below it is none
+MOST_PICTURES = 48  # that are drawn; the numbers are of all
 DEFINITIONS = {
     "distance_pixels": "a list a layer, a number a head: mean over patches i and images of "
     "sum_j A_ij D_ij, D the pixels between centres of patches, the class token dropped and rows "
@@ -87,15 +88,17 @@ def explain(classifier: Classifier, pictures: Pictures, names: Sequence[str]) ->
         names: of the pictures.
 
     Raises:
-        ValueError: if the pictures do not fit, or nothing can be drawn.
+        ValueError: if the pictures do not fit, nothing can be drawn, or the model gives no numbers
+            (its weights are NaN).
     """
     model = classifier.model
     assert isinstance(model, VisionTransformer)
+    sides = classifier.labels.image_size
     numbers: Json = {
         "images": _guesses(classifier, pictures, names),
-        "image_size": list(classifier.labels.image_size),
+        "image_size": list(sides),
         "patch_size": model.patch_size,
-        "grid": list(model.grid),
+        "grid": [side // model.patch_size for side in sides],
         "mixers": [type(block.mixer).__name__ for block in model.blocks],
     }
     drawn: dict[str, tuple[bytes, str]] = {}
@@ -115,8 +118,15 @@ def explain(classifier: Classifier, pictures: Pictures, names: Sequence[str]) ->
 
 
 def _guesses(classifier: Classifier, pictures: Pictures, names: Sequence[str]) -> list[Json]:
-    shares, classes = classifier.probabilities(pictures), classifier.labels.classes
-    best = shares.argmax(1).tolist()
+    # One by one, as attention is looked at: many large pictures at once take much memory.
+    shares = classifier.probabilities(pictures, batch_size=1)
+    for name, row in zip(names, shares, strict=True):
+        if not row.isfinite().all():
+            raise ValueError(
+                f"model must give each class a finite probability, got NaN for {name}: "
+                "did its training go bad?"
+            )
+    best, classes = shares.argmax(1).tolist(), classifier.labels.classes
     return [
         {"file": name, "class": classes[k], "probability": _rounded(row[k])}
         for name, k, row in zip(names, best, shares, strict=True)
@@ -134,7 +144,7 @@ def _attention(classifier: Classifier, pictures: Pictures, images: list[Json]) -
             _arrays(seen.distance), uniform=seen.uniform_distance,
             image_size=f"{height} x {width}",
         ),
-        rollout_figure(pictures, rollout, labels),
+        rollout_figure(pictures[:MOST_PICTURES], rollout[:MOST_PICTURES], labels[:MOST_PICTURES]),
         heads_figure(_arrays(seen.weight_similarity), _arrays(seen.output_similarity)),
     )  # fmt: skip
     numbers: Json = {
@@ -167,9 +177,11 @@ def _rolled(rollout: NDArray[np.float64]) -> str:
     flat = -np.sort(-rollout.reshape(len(rollout), -1), axis=1)
     count = max(1, round(flat.shape[1] / 10))
     share = 100 * float(flat[:, :count].sum(1).mean())
+    more = f"; the first {MOST_PICTURES} of {len(flat)} pictures are drawn"
     return (
         f"the {count} strongest of {flat.shape[1]} patches hold {share:.0f}% of the rollout "
         f"({100 * count / flat.shape[1]:.0f}% if all were alike)"
+        f"{more if len(flat) > MOST_PICTURES else ''}"
     )
 
 
@@ -203,7 +215,8 @@ def _filters(classifier: Classifier, pictures: Pictures, images: list[Json]) -> 
 def _positions(classifier: Classifier, pictures: Pictures, images: list[Json]) -> Drawn:
     model: Any = classifier.model
     similarity = position_similarity(model).double().cpu().numpy()
-    i, j, k, m = np.indices(similarity.shape)
+    places: Any = np.indices(similarity.shape, np.int32, sparse=True)
+    i, j, k, m = places
     groups = {
         "neighbours": np.abs(i - k) + np.abs(j - m) == 1,
         "same row": (i == k) & (j != m),

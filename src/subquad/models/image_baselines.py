@@ -5,6 +5,7 @@ al. 2016, section 4.2 (residual networks for small images); Tolstikhin et al. 20
 Hochreiter and Schmidhuber 1997 (the LSTM).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Float
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from subquad.layers.feed_forward import FeedForward
 from subquad.models.resnet_blocks import ConvNorm
+from subquad.models.vit_parts import sides_of
 from subquad.ops.checks import check_divisible, check_positive
 
 
@@ -96,7 +98,7 @@ class PixelMLP(nn.Module):
     def __init__(
         self,
         *,
-        image_size: int | tuple[int, int],
+        image_size: int | Sequence[int],
         in_channels: int,
         num_classes: int,
         width: int = 256,
@@ -108,7 +110,7 @@ class PixelMLP(nn.Module):
             "width": width, "num_layers": num_layers,
         }  # fmt: skip
         check_sizes(self.config, "in_channels", "num_classes", "width", "num_layers")
-        self.image_shape = (in_channels, *sides(image_size))
+        self.image_shape = (in_channels, *sides_of(image_size))
         layers = nn.Sequential()
         inputs = self.image_shape[0] * self.image_shape[1] * self.image_shape[2]
         for _ in range(num_layers):
@@ -165,7 +167,7 @@ class MLPMixer(nn.Module):
     def __init__(
         self,
         *,
-        image_size: int | tuple[int, int],
+        image_size: int | Sequence[int],
         patch_size: int,
         in_channels: int,
         num_classes: int,
@@ -182,7 +184,7 @@ class MLPMixer(nn.Module):
         }  # fmt: skip
         names = ("patch_size", "in_channels", "num_classes", "d_model", "num_layers")
         check_sizes(self.config, *names)
-        height, width = sides(image_size)
+        height, width = sides_of(image_size)
         for side in (height, width):
             check_divisible("image_size", side, patch_size)
         self.image_shape = (in_channels, height, width)
@@ -226,7 +228,7 @@ class RowLSTM(nn.Module):
     def __init__(
         self,
         *,
-        image_size: int | tuple[int, int],
+        image_size: int | Sequence[int],
         in_channels: int,
         num_classes: int,
         hidden_size: int = 128,
@@ -238,7 +240,7 @@ class RowLSTM(nn.Module):
             "hidden_size": hidden_size, "num_layers": num_layers,
         }  # fmt: skip
         check_sizes(self.config, "in_channels", "num_classes", "hidden_size", "num_layers")
-        self.image_shape = (in_channels, *sides(image_size))
+        self.image_shape = (in_channels, *sides_of(image_size))
         row = in_channels * self.image_shape[2]
         self.lstm = nn.LSTM(row, hidden_size, num_layers, batch_first=True)
         self.head = nn.Linear(hidden_size, num_classes)
@@ -253,21 +255,6 @@ class RowLSTM(nn.Module):
         outputs, _ = self.lstm(x.transpose(1, 2).flatten(2))
         logits: Tensor = self.head(outputs[:, -1])
         return logits
-
-
-def sides(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    """Return height and width.
-
-    Raises:
-        TypeError: if one is not an int.
-        ValueError: if one is below 1, or they are not two.
-    """
-    found = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(found) != 2:
-        raise ValueError(f"image_size must be one or two numbers, got {image_size}")
-    for side in found:
-        check_positive("image_size", side)
-    return found[0], found[1]
 
 
 def check_sizes(config: dict[str, Any], *names: str) -> None:

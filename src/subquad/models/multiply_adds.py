@@ -1,7 +1,8 @@
 """Multiply-adds of a network on one input: those of its products, by the layers' own formulas.
 
 A convolution, a linear map, a lambda layer, softmax attention (all pairs of tokens, masked or
-not), linear attention and attention over images count; norms, activations and pooling do not.
+not), the other mixers but the LSTM (``mixer_multiply_adds``) and attention over images count;
+norms, activations and pooling do not.
 Lambda layers count as the paper's listing computes them, whatever form is taken. Sources: Bello
 2021, section 3.1 and its appendix on complexity; Katharopoulos et al. 2020, section 3.2.
 """
@@ -26,6 +27,7 @@ from subquad.layers.lambda_layer import LambdaLayer
 from subquad.layers.linear_attention import LinearAttention
 from subquad.layers.relative_positions import RelativePositions
 from subquad.layers.softmax_attention import SoftmaxAttention
+from subquad.models.mixer_multiply_adds import MIXER_COUNTS
 from subquad.models.vision_transformer import VisionTransformer
 from subquad.models.vit_positions import LearnedAxes, LearnedTable
 
@@ -36,8 +38,8 @@ def multiply_adds(model: nn.Module, *input_shape: int) -> int:
     The model is not run: only shapes are, of a copy without memory.
 
     Args:
-        model: of convolutions, linear maps, lambda layers, softmax and linear attention, and
-            attention over images.
+        model: of convolutions, linear maps, lambda layers, any mixers but the LSTM, and attention
+            over images.
         input_shape: of one example, for instance 3, 224, 224.
 
     Raises:
@@ -140,6 +142,7 @@ _COUNTS: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], int]] = {
     SoftmaxAttention: _softmax,
     RelativePositions: _relative,
     LinearAttention: _linear_attention,
+    **MIXER_COUNTS,
     GlobalImageAttention: _global_image,
     LocalImageAttention: _local_image,
     LineAttention: _line,

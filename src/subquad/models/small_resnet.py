@@ -20,8 +20,9 @@ from subquad.layers.image_attention import (
     LocalImageAttention,
 )
 from subquad.layers.lambda_layer import LambdaLayer
-from subquad.models.image_baselines import check_sizes, sides
+from subquad.models.image_baselines import check_sizes
 from subquad.models.resnet_blocks import ConvNorm, SqueezeExcitation
+from subquad.models.vit_parts import sides_of
 from subquad.ops.checks import check_choice, check_fraction
 
 KINDS: dict[str, str] = {
@@ -96,7 +97,7 @@ class SmallResNet(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        grid = sides(image_size if isinstance(image_size, int) else tuple(image_size))  # type: ignore[arg-type]
+        grid = sides_of(image_size)
         self.config: dict[str, Any] = {
             "stages": list(stages), "num_classes": num_classes, "in_channels": in_channels,
             "image_size": list(grid), "width": width, "block": block, "stem_stride": stem_stride,

@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from subquad.models.checkpointing import run_again
 from subquad.models.mixing import MixerChoice
 from subquad.models.vit_initial import initialize
-from subquad.models.vit_parts import check_images, check_options, grid_of, make_blocks, sides_of
+from subquad.models.vit_parts import (
+    check_images,
+    check_options,
+    check_other_grid,
+    grid_of,
+    make_blocks,
+    sees_grid,
+    sides_of,
+)
 from subquad.models.vit_positions import (
     Grid,
     Place,
@@ -38,7 +46,8 @@ class VisionTransformer(nn.Module):
     """Classify images; (B, C, H, W) -> (B, K).
 
     Images of any sides that are multiples of ``patch_size`` are taken: where the grid is not that
-    of ``image_size``, tables of positions are resampled on the way, by ``resampling``.
+    of ``image_size``, tables of positions are resampled on the way, by ``resampling``. But lambda
+    layers and relative positions know ``image_size`` alone, and Linformer no more patches.
 
     Args:
         image_size: side, or height and width, of the images that position tables are made for.
@@ -130,20 +139,26 @@ class VisionTransformer(nn.Module):
         self.patch_size, self.checkpointing = patch_size, checkpointing
         self.stem = make_stem(stem, in_channels, d_model, patch_size, style=stem_style)
         self.grid = grid_of(sides, patch_size)
+        self._add_layers()
+        initialize(self)
+
+    def _add_layers(self) -> None:
+        """Make all parts behind the stem, as ``config`` has them."""
+        config, d_model = self.config, self.config["d_model"]
+        has_class = config["pooling"] == "class"
         self.class_token: nn.Parameter | None = None
-        if pooling == "class":
+        if has_class:
             self.class_token = nn.Parameter(torch.zeros(1, 1, d_model))
         self.positions = make_positions(
-            positions, self.grid, d_model, has_class=pooling == "class",
-            count=num_layers if position_place == "layers" else None,
+            config["positions"], self.grid, d_model, has_class=has_class,
+            count=config["num_layers"] if config["position_place"] == "layers" else None,
         )  # fmt: skip
-        self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(make_blocks(self.config, self.grid))
-        self.norm = nn.LayerNorm(d_model, eps=norm_eps)
-        self.scores = nn.Linear(d_model, 1) if pooling == "sequence" else None
-        self.pre_logits = nn.Linear(d_model, d_model) if pre_logits else None
-        self.head = nn.Linear(d_model, num_classes)
-        initialize(self)
+        self.dropout = nn.Dropout(config["dropout"])
+        self.blocks = nn.ModuleList(make_blocks(config, self.grid))
+        self.norm = nn.LayerNorm(d_model, eps=config["norm_eps"])
+        self.scores = nn.Linear(d_model, 1) if config["pooling"] == "sequence" else None
+        self.pre_logits = nn.Linear(d_model, d_model) if config["pre_logits"] else None
+        self.head = nn.Linear(d_model, config["num_classes"])
 
     @classmethod
     def preset(cls, name: str, style: Style = "google", **changes: Any) -> "VisionTransformer":
@@ -193,12 +208,13 @@ class VisionTransformer(nn.Module):
                 relative positions, or lambda layers).
         """
         grid = self.grid if grid is None else grid
-        if patches.dim() != 3 or patches.shape[1:] != (grid[0] * grid[1], self.config["d_model"]):
+        fits = patches.shape[1:] == (grid[0] * grid[1], self.config["d_model"])
+        if patches.dim() != 3 or not fits or 0 in patches.shape:
             raise ValueError(
                 f"patches must have the shape (B, {grid[0] * grid[1]}, {self.config['d_model']}), "
                 f"got {tuple(patches.shape)}"
             )
-        self._check_fixed("grid", grid)
+        check_other_grid(self, "grid", grid)
         return self._through(self._with_class(patches), [grid])
 
     def pool(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B D"]:
@@ -217,7 +233,8 @@ class VisionTransformer(nn.Module):
     def forward_packed(self, images: Sequence[Float[Tensor, "C _ _"]]) -> Float[Tensor, "N K"]:
         """Return the logits of N images of different sizes, which share one packed sequence.
 
-        No image sees another: each has the patches, and the logits, that it has alone.
+        No image sees another: each has the patches, and the logits, that it has alone. Lambda
+        layers know images of one size alone, which are run as the batch that they are.
 
         Args:
             images: each (C, H, W) with sides of its own.
@@ -231,6 +248,8 @@ class VisionTransformer(nn.Module):
         grids = [
             self._grid_of_images(f"images[{i}]", x, is_batch=False) for i, x in enumerate(images)
         ]
+        if sees_grid(self):
+            return self.forward(torch.stack(list(images)))
         parts = [self._tokens(x.unsqueeze(0)) for x in images]
         lengths = [part.shape[1] for part in parts]
         borders = torch.tensor([0, *accumulate(lengths)], device=parts[0].device)
@@ -250,13 +269,13 @@ class VisionTransformer(nn.Module):
         Raises:
             TypeError: if a side is not an int.
             ValueError: if a side or the method does not fit, or if the grid is built in (with
-                relative positions, or lambda layers).
+                relative positions, lambda layers or Linformer layers).
         """
         method = self.config["resampling"] if method is None else method
         check_choice("method", method, tuple(METHODS))
         sides = sides_of(image_size)
         grid = grid_of(sides, self.patch_size)
-        self._check_fixed("image_size", grid)
+        check_other_grid(self, "image_size", grid, kept=True)
         for table in tables_of(self.positions):
             table.resample(grid, method)
         self.grid = grid
@@ -321,17 +340,5 @@ class VisionTransformer(nn.Module):
         """Require images that fit, and return their grid."""
         check_images(name, x, self.config["in_channels"], is_batch=is_batch)
         grid = grid_of(x.shape[-2:], self.patch_size)
-        self._check_fixed(name, grid)
+        check_other_grid(self, name, grid)
         return grid
-
-    def _check_fixed(self, name: str, grid: Grid) -> None:
-        """Refuse another grid where it is built in: relative positions, lambda layers."""
-        mixers: list[Any] = [block.mixer for block in self.blocks]
-        lambdas = any(getattr(mixer, "grid", None) is not None for mixer in mixers)
-        if grid != self.grid and (lambdas or self.config["positions"] == "relative"):
-            height, width = (side * self.patch_size for side in self.grid)
-            raise ValueError(
-                f"{name} must have the sides of image_size ({height} x {width}) with "
-                f"{'lambda layers' if lambdas else 'relative positions'}, "
-                f"got {grid[0] * self.patch_size} x {grid[1] * self.patch_size}"
-            )

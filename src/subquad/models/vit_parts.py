@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from subquad.layers.block import Block
+from subquad.layers.linformer import LinformerAttention
 from subquad.models.mixing import layer_factories, mixer_options, takes
 from subquad.models.vit_positions import PLACES, Grid
 from subquad.models.vit_resample import METHODS
@@ -43,7 +44,8 @@ def check_options(config: dict[str, Any]) -> None:
 def make_blocks(config: dict[str, Any], grid: Grid) -> list[Block]:
     """Return the blocks of a model, for the tokens of ``grid`` where that matters.
 
-    Mixers that know a grid (lambda layers) see the patches on it, a class token before them.
+    Mixers that know a grid (lambda layers) see the patches on it, a class token before them, unless
+    a ``functools.partial`` of one says another, or None.
 
     Raises:
         ValueError: if a mixer is unknown, or lacks an option that is asked for.
@@ -64,7 +66,7 @@ def make_blocks(config: dict[str, Any], grid: Grid) -> list[Block]:
         Block(
             factory(
                 d_model, num_heads, is_causal=False, **mixer_options(factory, **given), **asked,
-                **({"grid": grid} if takes(factory, "grid") else {}),
+                **({"grid": grid} if _is_asked_for(factory, "grid") else {}),
             ),
             d_model, config["d_ff"], norm="pre", activation=config["activation"],
             dropout=config["dropout"], norm_eps=config["norm_eps"],
@@ -109,6 +111,42 @@ def grid_of(sides: Sequence[int], patch_size: int) -> Grid:
     return height // patch_size, width // patch_size
 
 
+def sees_grid(model: Any) -> bool:
+    """Return whether a mixer sees the patches on the grid of ``image_size``."""
+    return any(getattr(block.mixer, "grid", None) is not None for block in model.blocks)
+
+
+def check_other_grid(model: Any, name: str, grid: Grid, *, kept: bool = False) -> None:
+    """Refuse a grid other than the model's where it is built in.
+
+    Linformer layers take fewer patches than theirs; but where the grid is ``kept``, a model that is
+    saved would be built with fewer weights.
+
+    Raises:
+        ValueError: if the model cannot take it.
+    """
+    if grid == model.grid:
+        return
+    rule = "the sides of"
+    if sees_grid(model):
+        reason = "lambda layers"
+    elif model.config["positions"] == "relative":
+        reason = "relative positions"
+    elif any(isinstance(block.mixer, LinformerAttention) for block in model.blocks):
+        reason = "Linformer layers"
+        if not kept:
+            if math.prod(grid) <= math.prod(model.grid):
+                return
+            rule = "at most the patches of"
+    else:
+        return
+    height, width = (side * model.patch_size for side in model.grid)
+    raise ValueError(
+        f"{name} must have {rule} image_size ({height} x {width}) with {reason}, "
+        f"got {grid[0] * model.patch_size} x {grid[1] * model.patch_size}"
+    )
+
+
 def check_images(name: str, x: Tensor, channels: int, *, is_batch: bool) -> None:
     """Require float images (B, C, H, W), or one (C, H, W), not empty.
 
@@ -121,6 +159,10 @@ def check_images(name: str, x: Tensor, channels: int, *, is_batch: bool) -> None
     if x.dim() != 3 + is_batch or x.shape[-3] != channels or 0 in x.shape:
         shape = f"({'B, ' if is_batch else ''}{channels}, H, W)"
         raise ValueError(f"{name} must have the shape {shape}, got {tuple(x.shape)}")
+
+
+def _is_asked_for(factory: Any, option: str) -> bool:
+    return takes(factory, option) and option not in getattr(factory, "keywords", {})
 
 
 def _check_option(factory: Any, option: str) -> None:

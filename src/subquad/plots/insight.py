@@ -23,6 +23,7 @@ Array = NDArray[Any]
 
 MOST_COLUMNS = 6
 GAP = 1  # cells between the small grids of positions
+MOST_GRIDS = 16  # of these along a side; of more every second, third, ... is drawn
 
 
 def distance_figure(distance: Sequence[Array], *, uniform: float, image_size: str) -> Figure:
@@ -92,7 +93,7 @@ def rollout_figure(pictures: Array, rollout: Array, labels: Sequence[str]) -> Fi
             upper.set_axis_off()
             lower.set_axis_off()
             continue
-        upper.set_title(_short(labels[i]), fontsize=8, color=TEXT)
+        upper.set_title(_short(labels[i]), fontsize=8, color=TEXT, parse_math=False)
         upper.imshow(shown[i], interpolation="nearest")
         lower.imshow(_tinted(shown[i], times[i], colors), interpolation="nearest")
     bar = _colorbar(figure, colors, grid, "share of a patch, times that of an even spread")
@@ -146,6 +147,8 @@ def filters_figure(filters: Array, shares: Array) -> Figure:
 def positions_figure(similarity: Array) -> Figure:
     """Return a grid of small grids: patch (i, j)'s cosine with all patches stands at (i, j).
 
+    Of more than 16 patches along a side, every second, third, ... has a small grid.
+
     Args:
         similarity: (h, w, h, w).
 
@@ -155,18 +158,19 @@ def positions_figure(similarity: Array) -> Figure:
     if similarity.ndim != 4 or similarity.shape[:2] != similarity.shape[2:]:
         raise ValueError(f"similarity must have the shape (h, w, h, w), got {similarity.shape}")
     rows, columns = similarity.shape[:2]
-    mosaic = np.full((rows * (rows + GAP) - GAP, columns * (columns + GAP) - GAP), np.nan)
-    for i, j in np.ndindex(rows, columns):
+    down, across = (range(0, side, math.ceil(side / MOST_GRIDS)) for side in (rows, columns))
+    shape = len(down) * (rows + GAP) - GAP, len(across) * (columns + GAP) - GAP
+    mosaic = np.full(shape, np.nan)
+    for i, j in np.ndindex(len(down), len(across)):
         top, left = i * (rows + GAP), j * (columns + GAP)
-        mosaic[top : top + rows, left : left + columns] = similarity[i, j]
-    figure = new_figure(6.4, max(2.6, min(9.0, 5.6 * rows / columns)))
+        mosaic[top : top + rows, left : left + columns] = similarity[down[i], across[j]]
+    figure = new_figure(6.4, max(2.6, min(9.0, 5.6 * shape[0] / shape[1])))
     axes = figure.subplots()
     image = axes.imshow(mosaic, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
-    for axis, count in ((axes.xaxis, columns), (axes.yaxis, rows)):
-        step = max(1, math.ceil(count / 14))
-        chosen = range(0, count, step)
-        axis.set_ticks([i * (count + GAP) + (count - 1) / 2 for i in chosen])
-        axis.set_ticklabels([str(i + 1) for i in chosen])
+    for axis, drawn, side in ((axes.xaxis, across, columns), (axes.yaxis, down, rows)):
+        labelled = range(0, len(drawn), math.ceil(len(drawn) / 14))
+        axis.set_ticks([i * (side + GAP) + (side - 1) / 2 for i in labelled])
+        axis.set_ticklabels([str(drawn[i] + 1) for i in labelled])
     _quiet(axes)
     axes.set_xlabel("the patch's column", fontsize=10, color=TEXT)
     axes.set_ylabel("the patch's row", fontsize=10, color=TEXT)

@@ -45,6 +45,30 @@ def is_plain(x: Tensor) -> bool:
     return x.is_floating_point() and x.layout == torch.strided and not x.is_meta
 
 
+def check_finite(
+    rules: Mapping[str, Rule],
+    weights: Mapping[str, Tensor],
+    ours: Mapping[str, Tensor],
+    *,
+    what: str = "weights",
+) -> None:
+    """Require that theirs are finite, and stay so in the precision of ours.
+
+    Raises:
+        ValueError: with every name that has NaN or infinity.
+    """
+    bad = [
+        name
+        for key, rule in rules.items()
+        for name in rule.theirs
+        if not weights[name].to(ours[key].dtype).isfinite().all()
+    ]
+    if bad:
+        dtype = ours[next(iter(rules))].dtype
+        names = ", ".join(bad)
+        raise ValueError(f"{what} must be finite in {dtype}, got NaN or infinity in {names}")
+
+
 def check_names(
     expected: Mapping[str, torch.Size],
     weights: Mapping[str, Tensor],

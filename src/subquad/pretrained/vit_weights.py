@@ -17,7 +17,7 @@ from subquad.models.vit_positions import LearnedTable
 from subquad.models.vit_presets import STYLES, Style
 from subquad.models.vit_resample import METHODS, Resampling, resample_grid
 from subquad.ops.checks import check_choice
-from subquad.pretrained.naming import check_names, expected_shapes, is_plain
+from subquad.pretrained.naming import check_finite, check_names, expected_shapes, is_plain
 from subquad.pretrained.vit_files import write_npz, write_safetensors
 from subquad.pretrained.vit_google import as_big_vision
 from subquad.pretrained.vit_names import GOOGLE, NAMES, Names, VitLayout, check_is_vit, vit_rules
@@ -61,8 +61,8 @@ def load_vit_weights(
         FileNotFoundError: if there is no such file.
         TypeError: if the model is no ``VisionTransformer``, or a value is not a tensor or array.
         ValueError: if a file is damaged; if the model has parts that the layout has no names for;
-            or with every name that is missing, unexpected, of another shape or no
-            plain floating tensor.
+            or with every name that is missing, unexpected, of another shape, no plain floating
+            tensor, or NaN or infinite in the model's precision.
     """
     _check_options(head, resample)
     check_is_vit(model)
@@ -92,6 +92,7 @@ def _load(
     expected = expected_shapes(rules, ours)
     hint = _hint(expected, tensors, names, resample)
     check_names(expected, tensors, layout, what=weights.what, hint=hint, plain=True)
+    check_finite(rules, tensors, ours, what=weights.what)
     joined = {name: rule.join([tensors[n] for n in rule.theirs]) for name, rule in rules.items()}
     assert all(x.shape == ours[name].shape for name, x in joined.items())
     if head == "replace":

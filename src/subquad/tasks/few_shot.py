@@ -43,11 +43,13 @@ def least_squares(x: Float[Tensor, "N D"], y: Float[Tensor, "N K"], *, l2: float
         l2: the regulariser, above 0.
 
     Raises:
-        ValueError: if ``l2`` is not above 0, a number is not finite, or all examples have the same
-            features.
+        ValueError: if ``l2`` is not above 0, there is no example, x and y are not of as many, a
+            number is not finite, or all examples have the same features.
     """
     if not 0 < l2 < float("inf"):
         raise ValueError(f"l2 must be a finite number above 0, got {l2:g}")
+    if not len(x) or len(x) != len(y):
+        raise ValueError(f"x and y must have one row an example each, got {len(x)} and {len(y)}")
     x, y = x.double(), y.double()
     for name, value in (("x", x), ("y", y)):
         if not value.isfinite().all():
@@ -88,9 +90,15 @@ def few_shot_accuracy(
         l2: see :func:`least_squares`.
 
     Raises:
-        ValueError: if a label is not below ``num_classes``, or the map cannot be found.
+        TypeError: if labels are no whole numbers.
+        ValueError: if there is no example, a label is not below ``num_classes``, or the map cannot
+            be found.
     """
     for name, found in (("labels", labels), ("test_labels", test_labels)):
+        if found.is_floating_point() or found.dtype == torch.bool:
+            raise TypeError(f"{name} must be whole numbers, got {found.dtype}")
+        if not len(found):
+            raise ValueError(f"{name} must hold at least one, got none")
         low, high = (int(value) for value in torch.aminmax(found))
         if low < 0 or high >= num_classes:
             raise ValueError(

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from subquad.data.augment import middle
 from subquad.data.image_set import ImageSet
 from subquad.models.vision_transformer import VisionTransformer
+from subquad.models.vit_parts import check_images, grid_of
 from subquad.ops.checks import check_choice
 from subquad.tasks.image_batches import Augmentation, Bytes, ImageBatches, some_places
 from subquad.tasks.normalizing import Normalization
@@ -101,7 +102,8 @@ class MaskedPatchModel(nn.Module):
     the P * P * C numbers of a patch.
 
     Args:
-        backbone: the transformer, with any mixer; its head is not used. It is trained in place.
+        backbone: the transformer, with any mixer; its head is not used. It is trained in place. A
+            stem whose convolutions overlap has seen pixels of a hidden patch in its neighbours too.
         target: what is guessed.
 
     Raises:
@@ -132,9 +134,15 @@ class MaskedPatchModel(nn.Module):
     def forward(
         self, x: Float[Tensor, "B C H W"], guessed: Int[Tensor, "B G"], shown: Int[Tensor, "B G"]
     ) -> Float[Tensor, "B G O"]:
-        """Return predictions for the ``guessed`` patches; ``shown`` says what stands there."""
-        features = self.backbone.stem(x)
-        grid, patches = (features.shape[2], features.shape[3]), features.flatten(2).mT
+        """Return predictions for the ``guessed`` patches; ``shown`` says what stands there.
+
+        Raises:
+            TypeError: if ``x`` is not floating.
+            ValueError: if its shape does not fit.
+        """
+        check_images("x", x, self.backbone.config["in_channels"], is_batch=True)
+        grid = grid_of(x.shape[2:], self.backbone.patch_size)  # a stem would cut what is over
+        patches = self.backbone.stem(x).flatten(2).mT
         width = (-1, -1, patches.shape[2])
         others = patches.gather(1, shown.clamp(min=0)[..., None].expand(width))
         seen = torch.where((shown == MASK)[..., None], self.mask.to(patches.dtype), others)
