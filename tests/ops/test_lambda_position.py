@@ -8,7 +8,13 @@ import torch
 from helpers import assert_near
 from subquad.ops import lambda_fft, lambda_position
 from subquad.ops.lambda_fft import padded_sizes
-from subquad.ops.lambda_position import FORMS, position_interactions, position_interactions_rows
+from subquad.ops.lambda_position import (
+    FORMS,
+    pair_embeddings,
+    pair_rows,
+    position_interactions,
+    position_interactions_rows,
+)
 
 CASES = {
     # grid, axes of the table, intra-depth
@@ -78,6 +84,22 @@ def test_the_last_axis_of_the_grid_runs_fastest():
         assert_near(y.reshape(2, 3), torch.tensor([[0.0, 3, 4], [0, 0, 0]]), 1e-6)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_some_rows_of_the_embeddings_are_those_of_all(case):
+    grid, *sizes = CASES[case]
+    table = draw(grid, *sizes)[2]
+    rows = torch.arange(math.prod(grid)).flip(0)[::2]
+    assert torch.equal(pair_rows(table, grid, rows), pair_embeddings(table, grid)[rows])
+
+
+def test_some_rows_do_not_make_all_pairs():
+    grid = (1000, 1000)  # all pairs would be 10^12
+    table = torch.arange(9.0).reshape(1, 1, 3, 3)
+    (row,) = pair_rows(table, grid, torch.tensor([1000 * 7 + 999]))[..., 0, 0].reshape(-1, *grid)
+    assert row[6:9, 998:].tolist() == [[0, 1], [3, 4], [6, 7]]
+    assert row.count_nonzero() == 5
+
+
 @pytest.mark.parametrize("block_size", [1, 3, 7, 100])
 def test_the_rows_worked_on_at_once_change_nothing(block_size):
     grid, *sizes = CASES["global"]
@@ -128,14 +150,17 @@ def test_an_empty_batch_and_half_precision():
         assert_near(y, position_interactions(*wide, grid=grid, form="quadratic"), 8e-3)
 
 
-@pytest.mark.parametrize(("side", "expected"), [(4, "rows"), (64, "fft")])
-def test_auto_takes_products_for_few_tokens_and_transforms_for_many(monkeypatch, side, expected):
+@pytest.mark.parametrize(
+    ("batch", "side", "expected"),
+    [(1, 4, "rows"), (1, 64, "fft"), (1, 16, "fft"), (32, 16, "rows")],
+)
+def test_auto_takes_products_where_tokens_are_few_for_the_batch(monkeypatch, batch, side, expected):
     def fail(*inputs, grid):
         raise AssertionError
 
     other = {"rows": "fft", "fft": "rows"}[expected]
     monkeypatch.setitem(lambda_position._FORMS, other, fail)
-    q, v = torch.zeros(1, 4, side * side, 16), torch.zeros(1, 1, side * side, 16)
+    q, v = torch.zeros(batch, 4, side * side, 16), torch.zeros(batch, 1, side * side, 16)
     y = position_interactions(q, v, torch.zeros(16, 1, 23, 23), grid=(side, side))
     assert y.shape == q.shape
     with pytest.raises(AssertionError):

@@ -34,7 +34,9 @@ from subquad.ops.lambda_fft import Grid, correlate_apply, padded_sizes
 
 Form = Literal["auto", "quadratic", "einsum", "convolution", "rows", "fft"]
 FORMS: tuple[Form, ...] = get_args(Form)
-DEARER = 6.0  # an operation of a transform over one of a matrix product, in time
+# What an operation takes over one of a matrix product, as measured on a CPU: of a transform, and to
+# gather an embedding of a pair and add up its gradient, which is done once for all examples.
+TRANSFORM, GATHER = 10.0, 50.0
 BLOCK = 1 << 22  # weights (B, H, s, N) of a block of queries, in the form by rows
 
 
@@ -110,34 +112,42 @@ def position_interactions_rows(
     return torch.cat(out, 2)
 
 
-def offset_places(table: Tensor, grid: Grid) -> Int[Tensor, "N N"]:
+def offset_places(
+    table: Tensor, grid: Grid, rows: Int[Tensor, " R"] | None = None
+) -> Int[Tensor, "R N"]:
     """Return for each pair n, m where its embedding lies in the flattened table; see there.
 
-    Offsets beyond the table have the place after the last one.
+    Offsets beyond the table have the place after the last one. ``rows`` are the tokens n, None for
+    all.
     """
-    sizes = tuple(table.shape[2:])
+    sizes, count = tuple(table.shape[2:]), math.prod(grid)
+    rows = torch.arange(count, device=table.device) if rows is None else rows
     places = torch.zeros((), dtype=torch.long, device=table.device)
     inside = torch.ones((), dtype=torch.bool, device=table.device)
+    stride = count
     for axis, (length, size) in enumerate(zip(grid, sizes, strict=True)):
+        stride //= length
         at = torch.arange(length, device=table.device)
-        offset = at[None, :] - at[:, None] + size // 2
-        shape = [1] * (2 * len(grid))
-        shape[axis] = shape[len(grid) + axis] = length
-        offset = offset.reshape(shape)
+        offset = at - (rows // stride % length).unsqueeze(1) + size // 2
+        shape = [1] * len(grid)
+        shape[axis] = length
+        offset = offset.reshape(len(rows), *shape)
         places = places * size + offset
         inside = inside & (offset >= 0) & (offset < size)
-    count = math.prod(grid)
-    return places.masked_fill(~inside, math.prod(sizes)).reshape(count, count)
+    return places.masked_fill(~inside, math.prod(sizes)).reshape(len(rows), count)
 
 
 def pair_embeddings(table: Tensor, grid: Grid) -> Float[Tensor, "N N K U"]:
     """Return E, the embedding of each pair: N^2 K U numbers."""
-    return pair_rows(table, grid, torch.arange(math.prod(grid), device=table.device))
+    return _gathered(table, offset_places(table, grid))
 
 
 def pair_rows(table: Tensor, grid: Grid, rows: Int[Tensor, " R"]) -> Float[Tensor, "R N K U"]:
     """Return the embeddings of the pairs of some tokens n with all m."""
-    places = offset_places(table, grid)[rows]
+    return _gathered(table, offset_places(table, grid, rows))
+
+
+def _gathered(table: Tensor, places: Int[Tensor, "R N"]) -> Float[Tensor, "R N K U"]:
     return F.pad(table.flatten(2), (0, 1))[:, :, places].permute(2, 3, 0, 1)
 
 
@@ -194,14 +204,17 @@ _FORMS = {
 
 
 def _chosen(form: Form, q: Tensor, v: Tensor, table: Tensor, grid: Grid) -> Form:
-    """Return the form; AUTO's is the one of fewer operations, a transform's counted dearer."""
+    """Return the form; AUTO's is the one of less work, in operations of a matrix product."""
     if form != "auto":
         return form
-    heads, count, rows, columns = q.shape[1], q.shape[2], q.shape[3], v.shape[3]
+    batch, heads, count, rows = q.shape
+    depth, columns = v.shape[1], v.shape[3]
     padded = math.prod(padded_sizes(grid, tuple(table.shape[2:])))
-    products = heads * count * count * (rows + columns) * v.shape[1]
+    products = heads * count * count * (rows + columns) * depth
+    embeddings = count * count * rows * depth
     transforms = rows * columns * padded * math.log2(padded) + heads * count * rows * columns
-    return "rows" if products < DEARER * transforms else "fft"
+    by_rows = batch * products + GATHER * embeddings
+    return "rows" if by_rows < batch * TRANSFORM * transforms else "fft"
 
 
 def chosen_form(q: Tensor, v: Tensor, table: Tensor, *, grid: Grid) -> Form:
