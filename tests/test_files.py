@@ -146,3 +146,8 @@ def test_folders_are_synced_where_they_can_be_opened(tmp_path, monkeypatch):
         atomic_write_bytes(tmp_path / "a", b"data")
         assert (tmp_path in synced) is can
         synced.clear()
+
+
+def test_text_can_be_written_whatever_bytes_a_name_holds():
+    assert files.printable("plain Ä") == "plain Ä"
+    assert files.printable(os.fsdecode(b"a\xff")) == r"a\udcff"

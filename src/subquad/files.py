@@ -66,6 +66,11 @@ def atomic_write_json(path: Path, value: Any) -> None:
     atomic_write_bytes(path, text.encode())
 
 
+def printable(words: str) -> str:
+    """Return text that can be written anywhere: names of files may hold bytes that are no text."""
+    return words.encode(errors="backslashreplace").decode()
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import math
+import os
 import shutil
 
 import numpy as np
@@ -12,7 +13,8 @@ import torch
 from torch.testing import assert_close
 
 from subquad.cli import main
-from subquad.experiments import predicting
+from subquad.experiments import checkpoints, packaging, predicting
+from subquad.experiments.image_training_run import tenths
 from subquad.tasks import training
 from subquad.tasks.checkpoint import read_checkpoint
 from subquad.tasks.classifier import load_classifier
@@ -22,6 +24,7 @@ Image = pytest.importorskip("PIL.Image")
 CLASSES = ("bars", "dots", "grey", "left", "right", "white")
 SHORT = ("--image-size", "16", "--batch-size", "6", "--max-steps", "5", "--warmup-steps", "1")
 SHORT += ("--eval-every", "3", "--log-every", "1", "--device", "cpu")
+NO_TEXT = os.fsdecode(b"\xff.png")  # as an archive of other days may leave it
 
 
 def draw(path, label, rng):
@@ -119,6 +122,16 @@ def test_predict_sees_images_as_the_training_did(run, folder, capsys):
     assert nats == pytest.approx(results(run)["test"], rel=1e-4)
 
 
+def test_a_run_is_packaged_and_found_by_its_name(run, folder, tmp_path, capsys, monkeypatch):
+    for module in (checkpoints, packaging):
+        monkeypatch.setattr(module, "PACKAGED", tmp_path)
+    assert main(["package", str(run), "shapes"]) == 0
+    found, _ = told("shapes", folder, capsys=capsys)
+    assert found == told(run, folder, capsys=capsys)[0]
+    card = (tmp_path / "shapes" / "README.md").read_text()
+    assert f"shows: {', '.join(CLASSES)}." in card
+
+
 @pytest.mark.slow
 def test_crops_averages_and_rand_augment_and_predict_takes_the_middle(folder, tmp_path, capsys):
     pytest.importorskip("kornia")
@@ -174,13 +187,29 @@ def test_unreadable_files_stop_it_or_are_named_and_left_out(folder, tmp_path, ca
     shutil.copytree(folder, bad)
     (bad / "train" / "dots" / "0.png").write_bytes(b"")
     (bad / "train" / "dots" / "1.png").write_bytes(b"x")
+    (bad / "train" / "dots" / NO_TEXT).write_bytes(b"")
+    (bad / "train" / "dots" / f"{NO_TEXT}.txt").write_bytes(b"")
     out = ["--out", str(tmp_path / "x"), *SHORT, "--max-steps", "2"]
     assert main(["train-images", str(bad), *out]) == 1
     error = capsys.readouterr().err
-    assert "dots/0.png cannot be read as a picture: is empty (and 1 more)" in error
+    assert "dots/0.png cannot be read as a picture: is empty (and 2 more)" in error
     assert main(["train-images", str(bad), *out, "--unreadable", "skip"]) == 0
-    assert "left out: " in capsys.readouterr().out
-    assert len(results(tmp_path / "x")["left_out"]) == 2
+    shown = capsys.readouterr().out
+    assert shown.count("left out: ") == 3
+    assert r"dots/\udcff.png cannot be read as a picture" in shown
+    assert r"1 files are no images by their names: \udcff.png.txt" in shown
+    assert len(results(tmp_path / "x")["left_out"]) == 3
+
+
+def test_the_reading_of_many_images_is_told_by_tenths():
+    told = []
+    progress = tenths(told.append)
+    for done in range(100, 3001, 100):
+        progress(done, 3000)
+    assert told == [f"read {done:,} of 3,000" for done in range(300, 3001, 300)]
+    few = []
+    tenths(few.append)(99, 99)
+    assert few == []
 
 
 def test_an_estimate_reads_no_image_and_writes_nothing(folder, tmp_path, capsys, monkeypatch):
@@ -223,13 +252,17 @@ def test_help_says_what_the_recipe_has(capsys):
     assert "averaged with 0.9999" in " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
-def test_predict_prints_a_table(run, folder, capsys):
+def test_predict_prints_a_table(run, folder, tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     files = [str(folder / "val" / name / "0.jpg") for name in ("dots", "grey")]
     assert main(["predict", str(run), *files, "--top", "2"]) == 0
     shown = capsys.readouterr().out
     assert shown.count("%") == 4
     assert "probability" in shown
+    shutil.copy(files[0], tmp_path / NO_TEXT)
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", str(run), NO_TEXT, "--top", "1"]) == 0
+    assert r"\udcff.png" in capsys.readouterr().out
 
 
 def test_predict_refuses_before_it_tells_anything(run, folder, tmp_path, capsys, monkeypatch):

@@ -62,7 +62,7 @@ def test_images_are_read_with_their_labels(flat):
     assert read_folder(list_folder(flat), side=4, channels=1).images.train.shape[3] == 1
 
 
-@pytest.mark.parametrize("test", ["val", "test"])
+@pytest.mark.parametrize("test", ["val", "valid", "validation", "test"])
 def test_given_parts_are_taken(tmp_path, test):
     for part, shift in (("train", 0), (test, 50)):
         for i, name in enumerate(("a", "b", "c")):
@@ -72,6 +72,7 @@ def test_given_parts_are_taken(tmp_path, test):
     assert [(p.parent.name, k) for p, k in found.train] == [("a", 0), ("b", 1), ("c", 2)]
     assert [(p.parent.name, k) for p, k in found.test] == [("a", 0), ("c", 2)]
     assert found.split == f"those of {test}/"
+    assert found.unused == ()
     draw(tmp_path / test / "d" / "x.png")
     with pytest.raises(ValueError, match="must hold classes that are trained on, got 'd'"):
         list_folder(tmp_path)
@@ -88,6 +89,25 @@ def test_a_train_part_alone_is_split_and_a_class_may_be_called_train(tmp_path):
     found = list_folder(tmp_path / "other")
     assert found.classes == ("x", "y")
     assert (len(found.train), len(found.test)) == (6, 2)
+
+
+def test_folders_beside_the_parts_are_left_alone_and_named(tmp_path):
+    for part in ("train", "val", "test", "sketches"):
+        for name in ("a", "b"):
+            draw(tmp_path / part / name / "x.png")
+    found = list_folder(tmp_path)
+    assert found.split == "those of val/"
+    assert found.unused == ("sketches", "test")
+
+
+@pytest.mark.parametrize("parts", [("training", "validation"), ("test", "val")])
+def test_parts_are_not_taken_for_classes(tmp_path, parts):
+    for part in parts:
+        for name in ("a", "b"):
+            draw(tmp_path / part / name / "x.png")
+    sentence = rf"train with val or test beside it, got {parts[0]}, {parts[1]}$"
+    with pytest.raises(ValueError, match=sentence):
+        list_folder(tmp_path)
 
 
 def test_the_only_image_of_a_class_is_trained_on(tmp_path):

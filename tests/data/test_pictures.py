@@ -1,3 +1,4 @@
+import struct
 import warnings
 
 import numpy as np
@@ -93,10 +94,15 @@ def test_large_photographs_may_be_read_smaller(tmp_path):
     assert read_picture(path, at_least=100).size == (128, 256)
 
 
+# A DDS file's header of 124 bytes, whose flags of the pixels are none that there are.
+DDS = b"DDS " + struct.pack("<7I44x2I44x", 124, 0x1007, 4, 4, 0, 0, 0, 32, 1 << 22)
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
         (b"", "is empty"),
+        (DDS, "Unknown pixel format flags"),
         (b"not a picture at all", "is in no format that Pillow knows"),
         (None, "is missing or no file"),
     ],

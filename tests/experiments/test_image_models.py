@@ -47,6 +47,14 @@ def test_presets_options_and_mixers_reach_the_network():
     assert not plain.config["checkpointing"]
 
 
+@pytest.mark.parametrize("side", [64, 320])
+def test_global_contexts_are_as_large_as_the_images(side):
+    with torch.device("meta"):
+        model = new_network("lambda:lambda_resnet26rpt_256", wanted(image_size=side)).eval()
+        assert model.config["image_size"] == side
+        assert model(torch.empty(1, 3, side, side)).shape == (1, 4)
+
+
 def network(family):
     torch.manual_seed(0)
     if family is VisionTransformer:

@@ -110,3 +110,61 @@ def test_the_command_packages(run, tmp_path, monkeypatch, capsys):
     assert "RUN must be the folder of a finished run, got" in capsys.readouterr().err
     assert main(["package", "x"]) == 2
     assert "package takes a run's folder and a name, got 'x'" in capsys.readouterr().err
+
+
+def test_a_model_of_other_files_leaves_none_of_them_behind(tmp_path, run):
+    labels = run / "model" / "labels.json"
+    labels.write_text("{}")
+    folder = package_run(run, "x", packaged=tmp_path / "checkpoints")
+    assert (folder / "labels.json").is_file()
+    labels.unlink()
+    package_run(run, "x", packaged=tmp_path / "checkpoints")
+    assert {path.name for path in folder.iterdir()} == {
+        "README.md", "config.json", "model.safetensors",
+    }  # fmt: skip
+
+
+def test_a_run_that_trains_no_single_model_is_refused(tmp_path, run):
+    (run / "results.json").write_text(json.dumps({"experiment": "lambda-compare", "rows": []}))
+    (run / "model" / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"model holds no model\.safetensors"):
+        package_run(run, "x", packaged=tmp_path / "checkpoints")
+
+
+OF_A_FOLDER = {
+    "experiment": "train-images",
+    "model": "small-vit",
+    "recipe": "small",
+    "recipe_source": "this library's",
+    "data": "images of 2 classes: 90 to train on, 10 to test (those of val/)",
+    "left_out": ["x.png cannot be read as a picture: is empty"],
+    "classes": ["cat", "dog"],
+    "image_shape": [32, 32, 3],
+    "network": {"d_model": 64},
+    "test_accuracy": 0.875,
+    "unit": "nats",
+}
+SETTINGS = {
+    "experiment": "train-images",
+    "options": {"folder": "photos", "lr": None},
+    "training": {"lr": 0.002},
+}
+
+
+def test_the_card_of_a_folder_s_classifier_says_what_it_tells(run):
+    results = {k: v for k, v in RESULTS.items() if k not in ("scale", "mixer")} | OF_A_FOLDER
+    card = packaging.model_card("pets", results, SETTINGS, ENVIRONMENT)
+    for line in (
+        "| trained by | train-images, recipe small (this library's) |",
+        "| network | small-vit |",
+        "| files left out | 1 |",
+        "| share of test images right | 87.50% |",
+        "| lr | 0.002 |",
+        "| d_model | 64 |",
+        "The images are those of a folder, which says nothing of their terms.",
+        "resized to 32 x 32 pixels in 3 channels; it gives each one of these classes, whatever it "
+        "shows: cat, dog.",
+    ):
+        assert line in card
+    assert "None" not in card
+    assert "draws" not in card

@@ -134,7 +134,7 @@ def test_blocks_are_seamless(size, monkeypatch):
     weights = torch.randn_like(found)
     wanted = [x, *layer.parameters()]
     gradients = torch.autograd.grad((found * weights).sum(), wanted)
-    monkeypatch.setattr("subquad.layers.image_attention.BLOCK", 99)
+    monkeypatch.setattr("subquad.layers.local_image_attention.BLOCK", 99)
     expected = layer(x)
     assert_near(found, expected, 1e-12)
     assert_near(gradients, torch.autograd.grad((expected * weights).sum(), wanted), 1e-12)
@@ -200,3 +200,35 @@ def test_an_image_of_other_channels_is_refused(unhooked):
         made(LocalImageAttention)(torch.zeros(2, 5, 3, 3).double())
     with pytest.raises(ValueError, match=r"x must have the shape \(B, 6, H, W\), got \(6, 3, 3\)"):
         made(AxialImageAttention, grid=(3, 3))(torch.zeros(6, 3, 3).double())
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "names"),
+    [
+        (GlobalImageAttention, {"grid": (3, 3)}, ["qkv.weight", "rows.table", "columns.table"]),
+        (LocalImageAttention, {"window": 3}, ["rows", "columns", "qkv.weight"]),
+        (
+            AxialImageAttention,
+            {"grid": (3, 3)},
+            [
+                f"along_{line}.{name}"
+                for line in ("rows", "columns")
+                for name in ("qkv.weight", "offsets.table")
+            ],
+        ),
+        (LinearImageAttention, {"window": 3}, ["qkv.weight", "near.weight"]),
+    ],
+)
+def test_weights_have_the_names_that_saved_networks_have(kind, options, names):
+    assert list(made(kind, **options).state_dict()) == names
+    assert "num_heads=2" in repr(made(kind, **options))
+
+
+@pytest.mark.parametrize(("kind", "options", "definition"), CASES)
+def test_an_empty_batch_and_images_that_lie_otherwise_in_memory(kind, options, definition):
+    layer, x = made(kind, **options), image()
+    if kind is not LinearImageAttention:  # whose operator takes no empty tensor
+        assert layer(x[:0]).shape == (0, OUT, 5, 4)
+    expected = layer(x)
+    assert_near(layer(x.contiguous(memory_format=torch.channels_last)), expected, 1e-12)
+    assert_near(layer(x.mT.contiguous().mT), expected, 1e-12)

@@ -1,6 +1,7 @@
 """The lambda layer: against the published package, its parts by hand, masks, grids and errors."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import nn
 
 from helpers import assert_near, published_weights
 from subquad.layers.lambda_layer import LambdaLayer
-from subquad.ops.lambda_layer import content_lambda, lambda_layer
+from subquad.ops.lambda_layer import apply_content, content_lambda, lambda_layer
 from subquad.ops.linear_attention import linear_attention
 
 ORACLES = Path(__file__).parents[1] / "oracles"
@@ -278,6 +279,44 @@ def test_inputs_that_do_not_fit_are_refused(unhooked):
         content_lambda(torch.zeros(2, 1, 5, 3), torch.zeros(2, 1, 4, 3))
     with pytest.raises(TypeError, match="k must be of floating point"):
         content_lambda(torch.zeros(2, 1, 5, 3).long(), torch.zeros(2, 1, 5, 3))
+
+
+@pytest.mark.parametrize(
+    ("shape", "grid", "tokens"),
+    [
+        ((1, 2, 6, 3), (2, 3), 6),  # another batch, which would be broadcast
+        ((2, 2, 1, 3), (2, 3), 6),
+        ((2, 2, 6, 1), (2, 3), 6),
+        ((2, 6, 3), (2, 3), 6),
+        ((2, 2, 6, 3), (2, 2), 4),
+    ],
+)
+def test_queries_of_other_tokens_are_refused(shape, grid, tokens, unhooked):
+    k, v = torch.zeros(2, 1, 6, 3), torch.zeros(2, 1, 6, 4)
+    got = re.escape(f"N = {tokens} tokens of the grid, got {shape} and (2, 1, 6, 3)")
+    with pytest.raises(ValueError, match=got):
+        lambda_layer(torch.zeros(shape), k, v, None, grid=grid)
+
+
+def test_a_lambda_is_not_applied_to_queries_of_other_examples(unhooked):
+    with pytest.raises(ValueError, match=r"with the B, K = \(2, 3\) of the lambdas, got \(1, 2,"):
+        apply_content(torch.zeros(1, 2, 6, 3), torch.zeros(2, 3, 4))
+    k, v = torch.zeros(2, 1, 6, 3), torch.zeros(2, 1, 6, 4)
+    with pytest.raises(TypeError, match=r"q must be of floating point, got torch\.int64"):
+        lambda_layer(torch.zeros(2, 2, 6, 3).long(), k, v, None, grid=(6,))
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_effective_weights_of_a_row_without_valid_tokens_are_0_and_so_is_their_gradient(options):
+    lambdas, x = layer(**options), image().requires_grad_()
+    mask = torch.tensor([[True] * 20, [False] * 20])
+    weights = lambdas.effective_weights(x, [0, 3], key_mask=mask)
+    assert weights[0].any()
+    assert not weights[1].any()
+    weights.square().sum().backward()
+    assert torch.isfinite(x.grad).all()
+    assert not x.grad[1].any()
+    assert all(torch.isfinite(p.grad).all() for p in lambdas.parameters() if p.grad is not None)
 
 
 def test_lambdas_of_a_context_leave_the_statistics_of_queries_alone_and_the_other_way():

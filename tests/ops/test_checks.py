@@ -196,6 +196,11 @@ def test_shapes_that_do_not_fit_are_refused():
     checks.check_divisible("width", 6, 3)
     with pytest.raises(ValueError, match="width must be divisible by 3, got 7"):
         checks.check_divisible("width", 7, 3)
+    checks.check_odd("window", 7)
+    with pytest.raises(ValueError, match="window must be odd, got 6"):
+        checks.check_odd("window", 6)
+    with pytest.raises(ValueError, match="window must be at least 1, got -1"):
+        checks.check_odd("window", -1)
 
 
 def test_a_state_of_another_batch_is_refused():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from subquad.cli.console import complain, console, say
 from subquad.cli.parsing import UsageError, near_miss, parse, separate
 from subquad.experiments.checkpoints import find_model, packaged_models
+from subquad.files import printable
 from subquad.tasks.config import Device
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def _show(images: Sequence[str], found: "Sequence[Sequence[Guess]]") -> None:
     table.add_column("probability", justify="right")
     for image, guesses in zip(images, found, strict=True):
         for i, guess in enumerate(guesses):
-            name = escape(image) if i == 0 else ""
+            name = escape(printable(image)) if i == 0 else ""
             table.add_row(name, escape(guess.label), f"{guess.probability:.1%}")
         table.add_section()
     console().print(table)

@@ -9,6 +9,7 @@ from subquad.cli.parsing import UsageError, choose, parse, peek
 from subquad.experiments.image_training import DEFAULT_MODEL, NAME, ImageTrainingOptions
 from subquad.experiments.recipes import RECIPES, RecipeName, in_words, recipe_for
 from subquad.experiments.spec import Json
+from subquad.files import printable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ def default_folder(options: ImageTrainingOptions) -> Path:
 
 
 def _plainly(say: Any) -> Any:
-    return lambda text: say(text, markup=False)
+    return lambda text: say(printable(text), markup=False)
 
 
 def _show(results: Json, folder: Path) -> None:

@@ -1,8 +1,8 @@
 """Images of a folder, one folder a class, as one array of bytes.
 
-``FOLDER/train/CLASS/*`` with ``FOLDER/val/CLASS/*`` or ``FOLDER/test/CLASS/*`` beside it, or just
-``FOLDER/CLASS/*``: then a share of each class, drawn by a seed, is held back for testing. Images
-may lie in folders below their class's. Hidden files are passed over; other files are counted.
+``FOLDER/train/CLASS/*`` with ``FOLDER/val/CLASS/*`` (or valid, validation, test) beside it, or
+just ``FOLDER/CLASS/*``: then a share of each class, drawn by a seed, is held back for testing.
+Images may lie in folders below their class's. Hidden files are passed over, others are counted.
 """
 
 import os
@@ -28,7 +28,8 @@ from subquad.data.pictures import (
 SUFFIXES = {
     ".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
 }  # fmt: skip
-TEST_PARTS = ("val", "test")  # the first that is there
+TEST_PARTS = ("val", "valid", "validation", "test")  # the first that is there
+PARTS = {"train", "training", "testing", *TEST_PARTS}  # no classes, if there are no others
 THREADS = 8
 NAMED = 3  # files named where there are many
 
@@ -47,6 +48,7 @@ class Listing:
         train, test: files with their class.
         others: files that are no images by their name; they are left alone.
         split: in words, where the test images come from.
+        unused: names of folders beside the parts, which are left alone too.
     """
 
     folder: Path
@@ -55,6 +57,7 @@ class Listing:
     test: Files
     others: tuple[Path, ...]
     split: str
+    unused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,6 +101,11 @@ def list_folder(folder: Path, *, test_share: float = 0.1, seed: int = 0) -> List
     # A class may be called train, too: then there are no folders in it.
     parted = train.is_dir() and (bool(tests) or bool(_folders(train)))
     classes, found, others = _classes(train if parted else folder)
+    if not parted and set(classes) <= PARTS:
+        raise ValueError(
+            f"{folder} must hold a folder for each class, or train with val or test beside it, got "
+            f"{', '.join(classes)}"
+        )
     if not parted or not tests:
         kept, held = _split(found, len(classes), test_share, seed)
         split = f"{test_share:g} of each class held back with seed {seed}"
@@ -105,8 +113,15 @@ def list_folder(folder: Path, *, test_share: float = 0.1, seed: int = 0) -> List
         kept, split = found, f"those of {tests[0].name}/"
         _, held, more = _classes(tests[0], known=classes)
         others += more
+    taken = {train, *tests[:1]}
     return Listing(
-        folder=folder, classes=classes, train=kept, test=held, others=others, split=split
+        folder=folder,
+        classes=classes,
+        train=kept,
+        test=held,
+        others=others,
+        split=split,
+        unused=tuple(p.name for p in _folders(folder) if parted and p not in taken),
     )
 
 

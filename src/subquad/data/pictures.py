@@ -30,6 +30,7 @@ GREY_MODES = {"1", "L", "LA", "La", "I", "F"}  # and those that begin with I;16
 DAMAGED = (
     OSError,
     SyntaxError,
+    RuntimeError,
     ValueError,
     TypeError,
     EOFError,

@@ -76,7 +76,10 @@ def new_network(name: str, wanted: Network) -> VisionTransformer | LambdaResNet:
     if name in SMALL_RESNETS:
         return LambdaResNet(SMALL_RESNETS[name], width=SMALL_WIDTH, window=7, **options)
     if family == "lambda":
-        return LambdaResNet(**{**resnet_options(preset), **options})
+        given = resnet_options(preset)
+        if "image_size" in given:  # the largest that global contexts see
+            given["image_size"] = wanted.image_size
+        return LambdaResNet(**{**given, **options})
     raise ValueError(f"model must be one of {', '.join(NAMES)}; got {name!r}")
 
 

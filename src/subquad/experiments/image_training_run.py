@@ -10,7 +10,14 @@ import torch
 from numpy.typing import NDArray
 
 from subquad.data.augment import Augmentation
-from subquad.data.image_folder import FolderImages, Listing, list_folder, read_folder
+from subquad.data.image_folder import (
+    NAMED,
+    FolderImages,
+    Listing,
+    Progress,
+    list_folder,
+    read_folder,
+)
 from subquad.data.image_set import ImageSet
 from subquad.environment import environment
 from subquad.experiments.image_models import (
@@ -27,7 +34,7 @@ from subquad.experiments.image_training import (
     make_plan,
     stored_side,
 )
-from subquad.experiments.report import number
+from subquad.experiments.image_training_tables import TOP, by_class, summary
 from subquad.experiments.run_folder import (
     ENVIRONMENT,
     OPTIONS,
@@ -47,9 +54,8 @@ from subquad.tasks.classifier import LABELS, save_classifier
 from subquad.tasks.estimate import estimate
 from subquad.tasks.training import FitResult, fit
 
-TOP = 5  # accuracy among so many classes, where there are more
-LISTED = 100  # classes in the report's table
 BATCH = 250
+MANY = 2000  # images whose reading takes long enough to be told of
 
 
 def train_images(
@@ -64,7 +70,7 @@ def train_images(
         KeyboardInterrupt: if Ctrl-C stopped the training; its checkpoint is saved.
     """
     listing = list_folder(options.folder, test_share=options.test_share, seed=options.seed)
-    build_task(options, _black(options, listing), len(listing.classes), len(listing.train))
+    build_task(options, _black(options), len(listing.classes), len(listing.train))
     found = open_folder(folder, NAME, options)
     if found is not None:
         return found
@@ -94,7 +100,7 @@ def estimate_training(options: ImageTrainingOptions) -> Json:
         OSError: if the folder is missing or cannot be read.
     """
     listing = list_folder(options.folder, test_share=options.test_share, seed=options.seed)
-    black = _black(options, listing)
+    black = _black(options)
     task, plan = build_task(options, black, len(listing.classes), len(listing.train))
     return dataclasses.asdict(estimate(task, plan.train))
 
@@ -144,7 +150,7 @@ def build_task(
     return task, plan
 
 
-def _black(options: ImageTrainingOptions, listing: Listing) -> ImageSet:
+def _black(options: ImageTrainingOptions) -> ImageSet:
     """Return a few black images, to see whether all fits together before any is read."""
     side = stored_side(chosen_recipe(options))
     black = np.zeros((2, side, side, options.channels), np.uint8)
@@ -158,19 +164,35 @@ def _read(options: ImageTrainingOptions, listing: Listing, say: Say) -> FolderIm
     count = len(listing.train) + len(listing.test)
     say(f"reading {count:,} images of {len(listing.classes)} classes")
     if listing.others:
-        named = ", ".join(path.name for path in listing.others[:3])
+        named = ", ".join(path.name for path in listing.others[:NAMED])
         say(f"{len(listing.others):,} files are no images by their names: {named}")
+    if listing.unused:
+        say(f"left alone: the folders {', '.join(listing.unused)}")
     read = read_folder(
         listing,
         side=stored_side(chosen_recipe(options)),
         channels=options.channels,
         unreadable=options.unreadable,
         memory_gb=options.memory_gb,
+        progress=tenths(say),
     )
     for sentence in read.skipped:
         say(f"left out: {sentence}")
     say(read.images.source)
     return read
+
+
+def tenths(say: Say) -> Progress:
+    """Return what tells each tenth of many images that has been read."""
+    told = [0]
+
+    def progress(done: int, total: int) -> None:
+        tenth = 10 * done // total
+        if total >= MANY and tenth > told[-1]:
+            told.append(tenth)
+            say(f"read {done:,} of {total:,}")
+
+    return progress
 
 
 def _save(task: ClassificationTask, plan: Plan, read: FolderImages, folder: Path) -> None:
@@ -221,7 +243,7 @@ def _results(
         "device": fitted.device,
         "notes": list(plan.remarks),
     }
-    results["tables"] = [_summary(results), _by_class(read, right)]
+    results["tables"] = [summary(results), by_class(read, right)]
     return results
 
 
@@ -235,47 +257,6 @@ def _right(task: ClassificationTask, images: ImageSet) -> NDArray[np.bool_]:
             found.append(task.model(x.to(device)).argmax(1).cpu().numpy())
     right: NDArray[np.bool_] = np.concatenate(found) == images.test_labels
     return right
-
-
-def _summary(results: Json) -> Json:
-    lines = [
-        ("test images", "test_images"),
-        ("share of them told right", "test_accuracy"),
-        (f"share with the class among {TOP}", f"test_accuracy_top{TOP}"),
-        ("test nats", "test"),
-        ("parameters", "parameters"),
-        ("training steps", "steps"),
-        ("passes over the training images", "epochs"),
-        ("training minutes", "minutes"),
-        ("training images a second", "train_images_per_second"),
-    ]
-    return {
-        "title": "Measured in this run",
-        "head": ["", results["model"]],
-        "lines": [[words, number(results[key])] for words, key in lines if key in results],
-        "note": f"{results['data']}. Recipe {results['recipe']} ({results['recipe_source']}).",
-    }
-
-
-def _by_class(read: FolderImages, right: NDArray[np.bool_]) -> Json:
-    """Return the table of classes, those that are told worst first."""
-    images, rows = read.images, []
-    for label, name in enumerate(read.classes):
-        of_class = images.test_labels == label
-        share = float(right[of_class].mean()) if of_class.any() else None
-        trained = int((images.train_labels == label).sum())
-        rows.append((1.0 if share is None else share, name, trained, int(of_class.sum()), share))
-    rows.sort(key=lambda row: (row[0], row[1]))
-    note = f"The {LISTED} worst of {len(rows)}." if len(rows) > LISTED else ""
-    return {
-        "title": "Class by class",
-        "head": ["class", "training images", "test images", "share told right"],
-        "lines": [
-            [name, f"{trained:,}", f"{tested:,}", "" if share is None else number(share)]
-            for _, name, trained, tested, share in rows[:LISTED]
-        ],
-        "note": note,
-    }
 
 
 def _figures(folder: Path, options: ImageTrainingOptions) -> dict[str, str]:

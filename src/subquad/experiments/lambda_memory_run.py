@@ -1,9 +1,8 @@
 """The measurements of lambda-memory: layers in turn, side by side, and the peak of each alone."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-
-import torch
 
 from subquad.bench.image_layers import (
     ALL,
@@ -18,8 +17,8 @@ from subquad.bench.image_layers import (
     layer_pass,
     layer_peaks,
 )
-from subquad.bench.results import spread
-from subquad.bench.timing import interleave, threads
+from subquad.bench.passes import Key, check_device, time_passes
+from subquad.bench.timing import threads
 from subquad.experiments.lambda_measure_options import LambdaMemoryOptions
 from subquad.experiments.lambda_memory_tables import (
     growth,
@@ -41,8 +40,7 @@ def run_lambda_memory(options: LambdaMemoryOptions, folder: Path, say: Say) -> J
         ValueError: if the device is not there.
         OSError: if the folder cannot be written.
     """
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device must be cpu where torch can use no GPU, got cuda")
+    check_device(options.device)
     rows: list[Json] = []
     left_out: list[Json] = []
     with threads(options.threads):
@@ -124,29 +122,22 @@ def measure_times(
 ) -> None:
     """Time both passes of the layers in turn, and add a row for each."""
     sizes, batch = sizes_of(options), options.batch_size
-    runs: dict[str, Callable[[], object]] = {
-        f"{name}|{which}": layer_pass(name, sizes, side, batch, which)
+    runs: dict[Key, Callable[[], object]] = {
+        (name, which): layer_pass(name, sizes, side, batch, which)
         for name in names
         for which in PASSES
     }
-
-    def failed(name: str, error: Exception) -> None:
-        reason = f"cannot run: {' '.join(str(error).split())[:200]}"
-        layer, which = name.split("|")
-        left_out.append({"layer": layer, "side": side, "pass": which, "reason": reason})
-
-    samples: dict[str, list[float]] = {}
-    interleave(
-        runs, samples, device=options.device, repetitions=options.repetitions,
-        seconds=options.seconds, on_failure=failed,
-    )  # fmt: skip
-    for name, taken in samples.items():
-        layer, which = name.split("|")
-        found = spread(taken)
+    found, reasons = time_passes(
+        runs, device=options.device, repetitions=options.repetitions, seconds=options.seconds
+    )
+    for (layer, which), reason in reasons.items():
+        left_out.append(
+            {"layer": layer, "side": side, "pass": which, "reason": f"cannot run: {reason}"}
+        )
+    for (layer, which), took in found.items():
         rows.append(
             {"layer": layer, "side": side, "batch_size": batch, "pass": which,
-             "median": found.median, "q25": found.q25, "q75": found.q75, "count": found.count,
-             "images_per_second": batch / found.median,
+             **asdict(took), "images_per_second": batch / took.median,
              "form": form_taken(layer, sizes, side, batch),
              "embedding_bytes": embedding_bytes(layer, sizes, side)}
         )  # fmt: skip

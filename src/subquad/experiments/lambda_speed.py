@@ -8,9 +8,10 @@ Claim     At equal accuracy LambdaResNets train 3.2 to 4.4 times as fast as Effi
           all-lambda ResNet-50 infers 6.2 times as slowly as the convolutional one, one with lambdas
           in the last two stages 1.5 times. At equal depth, hybrids infer about as fast as ResNets
           with squeeze-excitation.
-Expected  EfficientNets have fewer multiply-adds at equal accuracy, and are slower in seconds, since
-          they do less with each byte. Nothing here trains: accuracies are the paper's alone.
-Cost      smoke: seconds. laptop: depths 50 to 152 and B0 to B2, about 8 minutes on 2 CPU cores.
+Expected  EfficientNets have fewer multiply-adds at equal accuracy, and train more slowly in
+          seconds, since they do less with each byte. Nothing here trains: accuracies are the
+          paper's alone.
+Cost      smoke: seconds. laptop: depths 50 to 152 and B0 to B2, about 6 minutes on 2 CPU cores.
           long: all placements, depths to 200 and B0 to B4, about 40 minutes. paper: all depths and
           EfficientNets in bfloat16, for a GPU.
 Command   subquad run lambda-speed --scale laptop

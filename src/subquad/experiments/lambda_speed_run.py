@@ -16,8 +16,9 @@ from subquad.bench.image_networks import (
     why_no_efficientnets,
 )
 from subquad.bench.machine import Probes
-from subquad.bench.results import Spread, spread
-from subquad.bench.timing import interleave, threads
+from subquad.bench.passes import Key, check_device, time_passes
+from subquad.bench.results import Spread
+from subquad.bench.timing import threads
 from subquad.experiments.lambda_measure_options import LambdaSpeedOptions
 from subquad.experiments.lambda_speed import CURVE, DEPTHS, PLACEMENTS
 from subquad.experiments.lambda_speed_tables import (
@@ -65,8 +66,7 @@ def run_lambda_speed(options: LambdaSpeedOptions, folder: Path, say: Say) -> Jso
             none here.
         OSError: if the folder cannot be written.
     """
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device must be cpu where torch can use no GPU, got cuda")
+    check_device(options.device)
     missing = why_no_efficientnets() if options.efficientnets_named else None
     rows: ResultRows = []
     left_out: list[Json] = []
@@ -130,32 +130,25 @@ def measure(
 
     A network of which a pass fails has a row without it.
     """
-    runs: dict[str, Callable[[], object]] = {}
+    runs: dict[Key, Callable[[], object]] = {}
     for entry in comparison.entries:
         step = NetworkStep(_job(options, entry))
-        runs[f"{entry.label}|{TRAINING}"] = step.train
-        runs[f"{entry.label}|{INFERENCE}"] = step.infer
+        runs[entry.label, TRAINING] = step.train
+        runs[entry.label, INFERENCE] = step.infer
     probes = Probes(options.device, getattr(torch, options.dtype))
-    runs[f"{PROBE}|"] = probes.runs()[PROBE]
-
-    def failed(name: str, error: Exception) -> None:
-        label, which = name.split("|")
-        reason = " ".join(str(error).split())[:200]
+    runs[PROBE, ""] = probes.runs()[PROBE]
+    found, reasons = time_passes(
+        runs, device=options.device, repetitions=options.repetitions, seconds=options.seconds
+    )
+    for (label, which), reason in reasons.items():
         left_out.append({"label": label, "pass": which, "reason": reason})
-
-    samples: dict[str, list[float]] = {}
-    interleave(
-        runs, samples, device=options.device, repetitions=options.repetitions,
-        seconds=options.seconds, on_failure=failed,
-    )  # fmt: skip
     for entry in comparison.entries:
         row = _facts(options, entry) | {"comparison": comparison.title}
         for which in (TRAINING, INFERENCE):
-            taken = samples.get(f"{entry.label}|{which}")
-            if taken:
-                row[which] = _of_thousand(spread(taken), options.batch_size)
+            if (entry.label, which) in found:
+                row[which] = _of_thousand(found[entry.label, which], options.batch_size)
         rows.append(row)
-    return probes.flops / spread(samples[f"{PROBE}|"]).median
+    return probes.flops / found[PROBE, ""].median
 
 
 def measure_memory(options: LambdaSpeedOptions, rows: ResultRows) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from subquad.layers.lambda_layer import LambdaLayer
+from subquad.layers.lambda_layer import LambdaLayer, by_head
 from subquad.models.small_resnet import PooledNorm
 from subquad.ops.checks import check_choice
 from subquad.ops.lambda_layer import apply_content
@@ -76,13 +76,13 @@ class AblatedLambdaLayer(LambdaLayer):
             raise ValueError("key_mask must be None in a layer for comparisons, got a mask")
         projected = self.qkv.weight @ x.flatten(2)
         q, k, v = torch.split(projected, list(self.widths), dim=1)
-        q = _by_head(q if self.norm_q is None else self.norm_q(q), self.num_heads)
-        v = _by_head(v if self.norm_v is None else self.norm_v(v), self.intra_depth)
+        q = by_head(q if self.norm_q is None else self.norm_q(q), self.num_heads)
+        v = by_head(v if self.norm_v is None else self.norm_v(v), self.intra_depth)
         if self.queries == "softmax":
             q = q.softmax(-1)
         y = torch.zeros(1, dtype=v.dtype, device=v.device)
         if self.widths[1]:
-            keys = self._normalised_keys(_by_head(k, self.intra_depth))
+            keys = self._normalised_keys(by_head(k, self.intra_depth))
             y = y + apply_content(q, torch.einsum("bumk,bumv->bkv", keys, v))
         if self.table is not None:
             y = y + position_interactions(q, v, self.table, grid=tuple(x.shape[2:]), form=self.form)
@@ -119,8 +119,3 @@ def _ablated(
     if options["window"] is None:
         options["grid"] = grid
     return AblatedLambdaLayer(layer.in_channels, layer.out_channels, **options)
-
-
-def _by_head(x: Tensor, count: int) -> Tensor:
-    """Return (B, channels, N) as (B, count, N, channels / count)."""
-    return x.reshape(len(x), count, x.shape[1] // count, x.shape[2]).transpose(2, 3)

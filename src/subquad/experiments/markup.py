@@ -5,6 +5,8 @@ import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from subquad.files import printable
+
 STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.55 system-ui, sans-serif; color: #24292f; max-width: 60rem;
@@ -39,7 +41,7 @@ def page(title: str, parts: Iterable[str]) -> str:
 
 def text(value: object) -> str:
     """Return ``value`` as text in which no character is read as HTML."""
-    return html.escape(str(value))
+    return html.escape(printable(str(value)))
 
 
 def heading(words: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from subquad.experiments.checkpoints import PACKAGED, WEIGHTS
+from subquad.experiments.image_training import NAME as TRAIN_IMAGES
 from subquad.experiments.report import lookup, number
 from subquad.experiments.run_folder import ENVIRONMENT, OPTIONS, RESULTS, read_json
 from subquad.experiments.spec import Json
@@ -26,6 +27,9 @@ LICENCES = {
     "cifar10": "CIFAR-10 (Krizhevsky 2009) comes without a stated licence.",
 }
 
+OWN_IMAGES = "The images are those of a folder, which says nothing of their terms."
+NO_DATA = "The data is random; nobody has rights in it."
+
 
 def package_run(run: Path, name: str, *, packaged: Path | None = None) -> Path:
     """Copy the finished run's model to the folder ``name``, write its card, return the folder.
@@ -41,12 +45,12 @@ def package_run(run: Path, name: str, *, packaged: Path | None = None) -> Path:
     """
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
         raise ValueError(f"name must be small letters, digits and hyphens, got {name!r}")
-    card = model_card(
-        name, read_json(run / RESULTS), read_json(run / OPTIONS), read_json(run / ENVIRONMENT)
-    )
     model = run / "model"
     if not (model / WEIGHTS).is_file():
         raise FileNotFoundError(f"{model} holds no {WEIGHTS}")
+    card = model_card(
+        name, read_json(run / RESULTS), read_json(run / OPTIONS), read_json(run / ENVIRONMENT)
+    )
     files = sorted(path for path in model.iterdir() if path.is_file())
     for path in files:
         if path.stat().st_size > LARGEST:
@@ -59,16 +63,21 @@ def package_run(run: Path, name: str, *, packaged: Path | None = None) -> Path:
     for path in files:
         atomic_write_bytes(folder / path.name, path.read_bytes())
     atomic_write_bytes(folder / CARD, card.encode())
+    for path in folder.iterdir():  # of an earlier model of other files
+        if path.is_file() and path.name not in {CARD, *(file.name for file in files)}:
+            path.unlink()
     return folder
 
 
 def model_card(name: str, results: Json, config: Json, environment: Json) -> str:
     """Return the card as Markdown, from a run's three JSON files."""
-    options = config["options"]
+    options, own_folder = config["options"], results["experiment"] == TRAIN_IMAGES
+    training = config["training"] if own_folder else options["train"]
+    arguments = results["network"] if own_folder else results["model"]
+    licence = OWN_IMAGES if own_folder else LICENCES.get(options.get("data"), NO_DATA)
     samples = "images" if "images_seen" in results else "sequences"
     lines = [
-        ("experiment", f"{results['experiment']}, {results['scale']} scale"),
-        ("mixer", results["mixer"]),
+        *(_of_own_folder(results) if own_folder else _of_experiment(results)),
         ("parameters", f"{results['parameters']:,}"),
         ("data", results.get("data", "random symbols, made while training")),
         (f"test {results['unit']}", number(results["test"])),
@@ -90,19 +99,41 @@ def model_card(name: str, results: Json, config: Json, environment: Json) -> str
         _table(("", ""), lines),
         "## Made by",
         f"    {environment['command']}",
-        _table(("option of the training", "value"), options["train"].items()),
-        _table(("argument of the model", "value"), results["model"].items()),
+        _table(("option of the training", "value"), training.items()),
+        _table(("argument of the model", "value"), arguments.items()),
         "## Data",
-        LICENCES.get(options.get("data"), "The data is random; nobody has rights in it.")
-        + " The weights are this project's, under its licence; no image of the data is here.",
+        f"{licence} The weights are this project's, under its licence; no image of the data is "
+        "here.",
         "## Limits",
         _limits(results),
     ]
     return "\n\n".join(parts) + "\n"
 
 
+def _of_experiment(results: Json) -> list[tuple[str, object]]:
+    return [
+        ("experiment", f"{results['experiment']}, {results['scale']} scale"),
+        ("mixer", results["mixer"]),
+    ]
+
+
+def _of_own_folder(results: Json) -> list[tuple[str, object]]:
+    return [
+        ("trained by", f"{TRAIN_IMAGES}, recipe {results['recipe']} ({results['recipe_source']})"),
+        ("network", results["model"]),
+        ("files left out", len(results["left_out"]) or None),
+    ]
+
+
 def _limits(results: Json) -> str:
     limits = "One run with one seed: another seed would give another figure."
+    if results["experiment"] == TRAIN_IMAGES:
+        height, width, channels = results["image_shape"]
+        return (
+            f"{limits} It takes pictures of any size and sees the middle of each, resized to "
+            f"{height} x {width} pixels in {channels} channel{'s' if channels > 1 else ''}; it "
+            f"gives each one of these classes, whatever it shows: {', '.join(results['classes'])}."
+        )
     if results["scale"] != "paper":
         limits += (
             " Not the paper's recipe: a smaller model or a shorter training, so the paper's "
@@ -125,7 +156,7 @@ def _limits(results: Json) -> str:
 
 
 def _share(results: Json) -> str | None:
-    value = lookup(results, "test_accuracy") if "class_names" in results else None
+    value = lookup(results, "test_accuracy") if {"class_names", "classes"} & set(results) else None
     return None if value is None else f"{value:.2%}"
 
 

@@ -1,6 +1,7 @@
 """The measurements of performer-speed: whole encoders in turn, length by length."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -8,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from subquad.bench.results import spread
+from subquad.bench.passes import Key, check_device, time_passes
 from subquad.bench.tables import seconds
-from subquad.bench.timing import interleave, threads
+from subquad.bench.timing import threads
 from subquad.experiments.performer_speed import PerformerSpeedOptions
 from subquad.experiments.rows import write_figure
 from subquad.experiments.spec import Json, Say
@@ -51,8 +52,7 @@ def run_speed(options: PerformerSpeedOptions, folder: Path, say: Say) -> Json:
         ValueError: if the device is not there.
         OSError: if the folder cannot be written.
     """
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device must be cpu where torch can use no GPU, got cuda")
+    check_device(options.device)
     rows: list[Json] = []
     left_out: list[Json] = []
     with threads(options.threads):
@@ -105,28 +105,17 @@ def measure_length(
 ) -> None:
     """Time both passes of all models in turn on one sequence, and add a row for each."""
     x = torch.randn(1, length, options.d_model, device=options.device)
-    runs: dict[str, Callable[[], object]] = {}
+    runs: dict[Key, Callable[[], object]] = {}
     for name, model in models.items():
-        runs[f"{name}|{FORWARD}"] = partial(_forward, model, x)
-        runs[f"{name}|{BOTH}"] = partial(_forward_backward, model, x)
-
-    def failed(name: str, error: Exception) -> None:
-        kind, which = name.split("|")
-        reason = " ".join(str(error).split())
+        runs[name, FORWARD] = partial(_forward, model, x)
+        runs[name, BOTH] = partial(_forward_backward, model, x)
+    found, reasons = time_passes(
+        runs, device=options.device, repetitions=options.repetitions, seconds=options.seconds
+    )
+    for (kind, which), reason in reasons.items():
         left_out.append({"kind": kind, "pass": which, "seq_len": length, "reason": reason})
-
-    samples: dict[str, list[float]] = {}
-    interleave(
-        runs, samples, device=options.device, repetitions=options.repetitions,
-        seconds=options.seconds, on_failure=failed,
-    )  # fmt: skip
-    for name, times in samples.items():
-        kind, which = name.split("|")
-        found = spread(times)
-        rows.append(
-            {"kind": kind, "pass": which, "seq_len": length, "median": found.median,
-             "q25": found.q25, "q75": found.q75, "count": found.count}
-        )  # fmt: skip
+    for (kind, which), took in found.items():
+        rows.append({"kind": kind, "pass": which, "seq_len": length, **asdict(took)})
 
 
 def expected_seconds(rows: Sequence[Json], kind: str, length: int) -> float:

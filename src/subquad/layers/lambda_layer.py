@@ -17,10 +17,11 @@ from subquad.ops.checks import (
     check_batch_size,
     check_choice,
     check_key_mask,
+    check_odd,
     check_positive,
 )
 from subquad.ops.lambda_fft import Grid
-from subquad.ops.lambda_layer import apply_content, content_lambda
+from subquad.ops.lambda_layer import apply_content, content_lambda, normalised_keys
 from subquad.ops.lambda_position import FORMS, Form, pair_rows, position_interactions
 
 RESAMPLING = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -199,11 +200,10 @@ class LambdaLayer(nn.Module):
         if any(not 0 <= row < count for row in rows):
             raise ValueError(f"rows must be from 0 to {count - 1}, got {list(rows)}")
         q, k, _ = torch.split(self.qkv.weight @ tokens, list(self.widths), dim=1)
-        q, k = self._queries(q, key_mask), _by_head(k, self.intra_depth)
+        q, k = self._queries(q, key_mask), by_head(k, self.intra_depth)
         chosen = torch.as_tensor(rows, dtype=torch.long, device=x.device)
-        if key_mask is not None:
-            k = k.masked_fill(~key_mask[:, None, :, None], -torch.inf)
-        weights = torch.einsum("bhrk,bumk->bhrum", q[:, :, chosen], k.softmax(2))
+        keys = normalised_keys(k, key_mask)
+        weights = torch.einsum("bhrk,bumk->bhrum", q[:, :, chosen], keys)
         if self.table is not None:
             embeddings = pair_rows(self.table, grid, chosen)
             weights = weights + torch.einsum("bhrk,rmku->bhrum", q[:, :, chosen], embeddings)
@@ -250,12 +250,12 @@ class LambdaLayer(nn.Module):
         return tokens if key_mask is None else tokens.masked_fill(~key_mask.unsqueeze(1), 0)
 
     def _queries(self, q: Tensor, key_mask: Tensor | None) -> Float[Tensor, "B H N K"]:
-        return _by_head(_normalised(self.norm_q, q, key_mask), self.num_heads)
+        return by_head(_normalised(self.norm_q, q, key_mask), self.num_heads)
 
     def _lambdas(self, k: Tensor, v: Tensor, x: Tensor, key_mask: Tensor | None) -> Lambdas:
         """Return the lambdas of projected keys and values (B, channels, N) on the grid of x."""
-        k = _by_head(k, self.intra_depth)
-        v = _by_head(_normalised(self.norm_v, v, key_mask), self.intra_depth)
+        k = by_head(k, self.intra_depth)
+        v = by_head(_normalised(self.norm_v, v, key_mask), self.intra_depth)
         content = content_lambda(k, v, key_mask=key_mask)
         return Lambdas(content, v, tuple(x.shape[2:]), key_mask)
 
@@ -286,7 +286,7 @@ class LambdaLayer(nn.Module):
             )
 
 
-def _by_head(x: Tensor, count: int) -> Tensor:
+def by_head(x: Tensor, count: int) -> Tensor:
     """Return (B, channels, N) as (B, count, N, channels / count), a view."""
     return x.reshape(len(x), count, x.shape[1] // count, x.shape[2]).transpose(2, 3)
 
@@ -299,9 +299,7 @@ def _table_sizes(
     if window is not None and grid is not None:
         raise ValueError(f"only one of window and grid may be given, got {window} and {grid}")
     if window is not None:
-        check_positive("window", window)
-        if window % 2 == 0:
-            raise ValueError(f"window must be odd, got {window}")
+        check_odd("window", window)
         return (window,) * num_axes
     if grid is None:
         return None

@@ -24,7 +24,7 @@ def run_again(block: nn.Module, *inputs: Tensor, **masks: Any) -> Tensor:
     passes = partial(
         _passes,
         [m for m in block.modules() if isinstance(m, DrawnFeatures)],
-        [m for m in block.modules() if isinstance(m, _BatchNorm) and m.track_running_stats],
+        [m for m in block.modules() if isinstance(m, _BatchNorm) and _counts(m)],
     )
     y: Tensor = checkpoint(block, *inputs, use_reentrant=False, context_fn=passes, **masks)
     return y
@@ -43,6 +43,11 @@ def _passes(
         kept.extend(features.projection for features in drawn)
 
     return first(), _PutBack(drawn, kept, norms)
+
+
+def _counts(norm: _BatchNorm) -> bool:
+    """Return whether a pass changes the norm's statistics: not in evaluation."""
+    return norm.training and norm.track_running_stats
 
 
 class _PutBack:

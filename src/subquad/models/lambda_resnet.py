@@ -122,26 +122,11 @@ class LambdaResNet(nn.Module):
             head_dim=head_dim, intra_depth=intra_depth, window=window, lambda_bias=lambda_bias,
         )  # fmt: skip
         self.stem = Stem(in_channels, stem, activation)
-        self.stages = nn.ModuleList()
-        channels, done, count = STEM_WIDTH, 0, sum(map(len, stages))
-        for i, kinds in enumerate(stages):
-            blocks = nn.Sequential()
-            for b, kind in enumerate(kinds):
-                stride = 2 if b == 0 and i > 0 else 1
-                # A lambda layer that strides works at the resolution before it.
-                sides = None if image_size is None else _halved(image_size, 2 + i - (stride == 2))
-                blocks.append(
-                    Bottleneck(
-                        channels, width << i, kind,  # type: ignore[arg-type]
-                        stride=stride,
-                        grid=None if sides is None or kind != "L" else (sides, sides),
-                        drop_path=drop_path * done / max(1, count - 1), options=options,
-                    )
-                )  # fmt: skip
-                channels, done = EXPANSION * (width << i), done + 1
-            self.stages.append(blocks)
+        self.stages = _stages(
+            stages, options, width=width, image_size=image_size, drop_path=drop_path
+        )
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(channels, num_classes)
+        self.head = nn.Linear(EXPANSION * _width(width, len(stages) - 1), num_classes)
         self._reset(zero_init)
 
     def _reset(self, zero_init: bool) -> None:
@@ -186,7 +171,7 @@ class LambdaResNet(nn.Module):
             for b, block in enumerate(cast(nn.Sequential, stage)):
                 assert isinstance(block, Bottleneck)
                 if isinstance(block.spatial, LambdaStage):
-                    side = _halved(image_size, 2 + i - (b == 0 and i > 0))
+                    side = _side(image_size, i, b)
                     block.spatial.lambdas.resample((side, side))
         self.config["image_size"] = image_size
 
@@ -248,8 +233,50 @@ def _hybrid(depth: int) -> tuple[str, ...]:
     return "S" * first, "S" * second, "".join(kinds), "L" * fourth
 
 
-def _halved(side: int, times: int) -> int:
-    for _ in range(times):
+def _stages(
+    stages: Sequence[str],
+    options: BlockOptions,
+    *,
+    width: int,
+    image_size: int | None,
+    drop_path: float,
+) -> nn.ModuleList:
+    """Return the blocks, stage by stage; more branches are dropped from block to block."""
+    built = nn.ModuleList()
+    channels, done, count = STEM_WIDTH, 0, sum(map(len, stages))
+    for i, kinds in enumerate(stages):
+        blocks = nn.Sequential()
+        for b, kind in enumerate(kinds):
+            side = None if image_size is None or kind != "L" else _side(image_size, i, b)
+            blocks.append(
+                Bottleneck(
+                    channels, _width(width, i), kind,  # type: ignore[arg-type]
+                    stride=2 if _strides(i, b) else 1,
+                    grid=None if side is None else (side, side),
+                    drop_path=drop_path * done / max(1, count - 1), options=options,
+                )
+            )  # fmt: skip
+            channels, done = EXPANSION * _width(width, i), done + 1
+        built.append(blocks)
+    return built
+
+
+def _strides(stage: int, block: int) -> bool:
+    return stage > 0 and block == 0
+
+
+def _width(first: int, stage: int) -> int:
+    """Return the channels inside the blocks of a stage."""
+    return first << stage
+
+
+def _side(image_size: int, stage: int, block: int) -> int:
+    """Return the side of what a lambda layer is given: before the stride, where its block has one.
+
+    The stem has halved the image's side twice.
+    """
+    side = image_size
+    for _ in range(2 + stage - _strides(stage, block)):
         side = (side + 1) // 2
     return side
 

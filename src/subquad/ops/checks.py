@@ -12,6 +12,7 @@ from torch import Tensor
 from subquad.ops.checks_numbers import check_choice as check_choice
 from subquad.ops.checks_numbers import check_divisible as check_divisible
 from subquad.ops.checks_numbers import check_fraction as check_fraction
+from subquad.ops.checks_numbers import check_odd as check_odd
 from subquad.ops.checks_numbers import check_positive as check_positive
 from subquad.ops.checks_numbers import check_positive_number as check_positive_number
 

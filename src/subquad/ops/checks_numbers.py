@@ -58,3 +58,15 @@ def check_divisible(name: str, value: int, divisor: int) -> None:
     """
     if value % divisor:
         raise ValueError(f"{name} must be divisible by {divisor}, got {value}")
+
+
+def check_odd(name: str, value: int) -> None:
+    """Require an odd integer of at least 1, as for a window with a middle.
+
+    Raises:
+        TypeError: if ``value`` is not an int.
+        ValueError: if it is below 1 or even.
+    """
+    check_positive(name, value)
+    if value % 2 == 0:
+        raise ValueError(f"{name} must be odd, got {value}")

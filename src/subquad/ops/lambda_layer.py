@@ -13,6 +13,8 @@ lambda, V its columns. Source: Bello 2021, "LambdaNetworks: modeling long-range 
 attention", section 3.
 """
 
+import math
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -54,6 +56,7 @@ def lambda_layer(
         ValueError: if a shape, device, mask or the form does not fit.
     """
     check_context(k, v)
+    _check_queries(q, k, grid)
     check_key_mask(key_mask, k, len(k), k.shape[2])
     if key_mask is not None:
         hidden = ~key_mask[:, None, :, None]
@@ -84,17 +87,37 @@ def content_lambda(
     dtype = torch.promote_types(torch.promote_types(k.dtype, v.dtype), torch.float32)
     with no_autocast(k):
         k, v = k.to(dtype), v.to(dtype)
-        if key_mask is None:
-            return torch.einsum("bumk,bumv->bkv", k.softmax(2), v)
-        hidden = ~key_mask[:, None, :, None]
-        weights = k.masked_fill(hidden, torch.finfo(dtype).min).softmax(2).masked_fill(hidden, 0)
-        return torch.einsum("bumk,bumv->bkv", weights, v.masked_fill(hidden, 0))
+        if key_mask is not None:
+            v = v.masked_fill(~key_mask[:, None, :, None], 0)
+        return torch.einsum("bumk,bumv->bkv", normalised_keys(k, key_mask), v)
+
+
+def normalised_keys(
+    k: Float[Tensor, "B U M K"], key_mask: Bool[Tensor, "B M"] | None = None
+) -> Float[Tensor, "B U M K"]:
+    """Return the softmax over the context of each channel of the keys; 0 for hidden tokens.
+
+    Values and gradients are finite where all tokens are hidden, too.
+    """
+    if key_mask is None:
+        return k.softmax(2)
+    hidden = ~key_mask[:, None, :, None]
+    return k.masked_fill(hidden, torch.finfo(k.dtype).min).softmax(2).masked_fill(hidden, 0)
 
 
 def apply_content(
     q: Float[Tensor, "B H N K"], content: Float[Tensor, "B K V"]
 ) -> Float[Tensor, "B H N V"]:
-    """Apply one lambda an example to the queries, in its dtype."""
+    """Apply one lambda an example to the queries, in its dtype.
+
+    Raises:
+        ValueError: if the queries are of another number of examples, or of another width.
+    """
+    if q.dim() != 4 or (len(q), q.shape[3]) != content.shape[:2]:
+        raise ValueError(
+            f"q must have the shape (B, H, N, K) with the B, K = {tuple(content.shape[:2])} of the "
+            f"lambdas, got {tuple(q.shape)}"
+        )
     with no_autocast(q):
         return q.to(content.dtype) @ content.unsqueeze(1)
 
@@ -116,3 +139,23 @@ def check_context(k: Tensor, v: Tensor) -> None:
         )
     if v.device != k.device:
         raise ValueError(f"v must be on the device of k, {k.device}, got {v.device}")
+
+
+def _check_queries(q: Tensor, k: Tensor, grid: Grid) -> None:
+    """Require the queries of the keys' own tokens, which lie on the grid; else they would spread.
+
+    Raises:
+        TypeError: if the dtype of q does not fit.
+        ValueError: if a shape or device does not fit.
+    """
+    if not q.is_floating_point():
+        raise TypeError(f"q must be of floating point, got {q.dtype}")
+    tokens = (len(k), math.prod(grid))
+    own = (len(q), *q.shape[2:]) if q.dim() == 4 else ()
+    if own != (*tokens, k.shape[3]) or k.shape[2] != tokens[1]:
+        raise ValueError(
+            "q and k must have the shapes (B, H, N, K) and (B, U, N, K) with the N = "
+            f"{tokens[1]} tokens of the grid, got {tuple(q.shape)} and {tuple(k.shape)}"
+        )
+    if q.device != k.device:
+        raise ValueError(f"q must be on the device of k, {k.device}, got {q.device}")

@@ -2,18 +2,24 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox, BboxBase
 
-from subquad.plots.style import COLORS, TEXT, new_figure, plain_axes
+from subquad.plots.style import COLORS, MUTED, TEXT, new_figure, plain_axes
 
-# Where a name may stand: points to the right and up of its point, and the side that lies there.
-PLACES: tuple[tuple[tuple[int, int], Literal["left", "right"]], ...] = tuple(
-    place for up in (5, -11, 16, -22, 27) for place in (((5, up), "left"), ((-5, up), "right"))
+# Where a name may stand, the best place first: points to the right and up of its point, and the
+# part of the name that lies there.
+Place = tuple[tuple[int, int], Literal["left", "center", "right"]]
+PLACES: tuple[Place, ...] = tuple(
+    place
+    for up in (5, -11, 16, -22, 27, -33, 38, -44, 49, -55)
+    for place in (((5, up), "left"), ((-5, up), "right"), ((0, up), "center"))
 )
+BESIDE = 12  # points up or down; a name farther away has a line to its point
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,22 +69,43 @@ def tradeoff_figure(
 
 
 def _name_points(axes: Axes, points: Sequence[Point]) -> None:
-    """Write each name at the first place beside its point where it covers nothing else."""
+    """Write each name at the place beside its point where it covers least, most often nothing."""
     if not points:
         return
-    taken = [
-        Bbox.from_bounds(x - 4, y - 4, 8, 8)
-        for x, y in axes.transData.transform([(point.x, point.y) for point in points]).tolist()
-    ]
+    marks = axes.transData.transform([(point.x, point.y) for point in points]).tolist()
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in marks]
     for point in sorted(points, key=lambda point: point.x):
-        name = axes.annotate(
-            point.label, (point.x, point.y), xytext=(0, 0), textcoords="offset points",
-            fontsize=8, color=TEXT,
-        )  # fmt: skip
-        for place, side in PLACES:
-            name.set_position(place)
+        name, boxes = _written(axes, point, PLACES[0]), []
+        for (right, up), side in PLACES:
+            name.set_position((right, up))
             name.set_horizontalalignment(side)
-            box = name.get_window_extent()
-            if not any(box.overlaps(other) for other in taken):
-                break
-        taken.append(box)
+            boxes.append(name.get_window_extent())
+        name.remove()
+        costs = [_cost(box, taken, axes.bbox) for box in boxes]
+        best = costs.index(min(costs))
+        _written(axes, point, PLACES[best])
+        taken.append(boxes[best])
+
+
+def _written(axes: Axes, point: Point, place: Place) -> Annotation:
+    (right, up), side = place
+    line: dict[str, Any] = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 0}
+    return axes.annotate(
+        point.label, (point.x, point.y), xytext=(right, up), textcoords="offset points",
+        horizontalalignment=side, fontsize=8, color=TEXT,
+        arrowprops=line if abs(up) > BESIDE else None,
+    )  # fmt: skip
+
+
+def _cost(box: Bbox, taken: Sequence[Bbox], frame: BboxBase) -> float:
+    """Return the area of a name that covers something else or lies beyond the axes."""
+    return sum(_common(box, other) for other in taken) + _area(box) - _common(box, frame)
+
+
+def _common(box: Bbox, other: BboxBase) -> float:
+    both = Bbox.intersection(box, other)
+    return 0.0 if both is None else _area(both)
+
+
+def _area(box: Bbox) -> float:
+    return float(box.width * box.height)

@@ -21,10 +21,18 @@ from subquad.layers.lambda_layer import LambdaLayer
 from subquad.models.lambda_resnet import LambdaResNet
 from subquad.models.resnet_blocks import Bottleneck, LambdaStage
 from subquad.ops.checks import check_choice
-from subquad.pretrained.naming import Rule, check_names, expected_shapes, moved, same
+from subquad.pretrained.naming import (
+    Rule,
+    check_finite,
+    check_names,
+    expected_shapes,
+    moved,
+    same,
+)
 
 Layout = Literal["timm", "d-li14", "lambda-networks"]
 LAYOUTS: tuple[Layout, ...] = ("timm", "d-li14", "lambda-networks")
+INDICES = ".self_attn.rel_pos_indices"  # in timm's older files; it follows from the table's shape
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
@@ -33,17 +41,21 @@ def load_lambda_weights(model: nn.Module, weights: Mapping[str, Tensor], layout:
 
     Args:
         model: a ``LambdaResNet``, or a ``LambdaLayer`` for "lambda-networks".
-        weights: names to tensors.
+        weights: names to tensors; the indices into tables of timm's older files are passed over.
         layout: whose names they are.
 
     Raises:
         TypeError: if the model is none of that layout.
         ValueError: if the layout is unknown or does not fit the model's options; or with every name
-            that is missing, unexpected or of another shape.
+            that is missing, unexpected, of another shape, or NaN or infinite in the model's
+            precision.
     """
     rules = _rules(model, layout)
     found = model.state_dict()
+    if layout == "timm":
+        weights = {name: x for name, x in weights.items() if not name.endswith(INDICES)}
     check_names(expected_shapes(rules, found), weights, layout)
+    check_finite(rules, weights, found)
     joined = {ours: rule.join([weights[n] for n in rule.theirs]) for ours, rule in rules.items()}
     assert {n: x.shape for n, x in joined.items()} == {n: x.shape for n, x in found.items()}
     model.load_state_dict(joined)
