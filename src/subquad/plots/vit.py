@@ -24,7 +24,7 @@ def confusion_figure(counts: Sequence[Sequence[int]], names: Sequence[str]) -> F
         for j, share in enumerate(row):
             if counts[i][j]:
                 axes.text(
-                    j, i, f"{100 * share:.0f}" if share >= 0.005 else "<1", ha="center",
+                    j, i, f"{100 * share:.0f}" if share >= 0.01 else "<1", ha="center",
                     va="center", fontsize=8, color="white" if share > 0.5 else TEXT,
                 )  # fmt: skip
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8, color=TEXT)
