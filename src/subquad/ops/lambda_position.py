@@ -34,9 +34,9 @@ from subquad.ops.lambda_fft import Grid, correlate_apply, padded_sizes
 
 Form = Literal["auto", "quadratic", "einsum", "convolution", "rows", "fft"]
 FORMS: tuple[Form, ...] = get_args(Form)
-# What an operation takes over one of a matrix product, as measured on a CPU: of a transform, and to
-# gather an embedding of a pair and add up its gradient, which is done once for all examples.
-TRANSFORM, GATHER = 10.0, 50.0
+# In operations of a matrix product, as measured on a CPU: an operation of a transform, the start of
+# all transforms, and the gathering of an embedding of a pair with the adding up of its gradient.
+TRANSFORM, START, GATHER = 10.0, 1e7, 70.0
 BLOCK = 1 << 22  # weights (B, H, s, N) of a block of queries, in the form by rows
 
 
@@ -212,9 +212,10 @@ def _chosen(form: Form, q: Tensor, v: Tensor, table: Tensor, grid: Grid) -> Form
     padded = math.prod(padded_sizes(grid, tuple(table.shape[2:])))
     products = heads * count * count * (rows + columns) * depth
     embeddings = count * count * rows * depth
-    transforms = rows * columns * padded * math.log2(padded) + heads * count * rows * columns
-    by_rows = batch * products + GATHER * embeddings
-    return "rows" if by_rows < batch * TRANSFORM * transforms else "fft"
+    spectra = rows * columns * padded * (math.log2(padded) + 3 * depth)
+    transforms = spectra + heads * count * rows * columns
+    by_rows = batch * products + GATHER * embeddings  # gathered once for all examples
+    return "rows" if by_rows < batch * TRANSFORM * transforms + START else "fft"
 
 
 def chosen_form(q: Tensor, v: Tensor, table: Tensor, *, grid: Grid) -> Form:
