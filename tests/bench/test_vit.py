@@ -38,13 +38,15 @@ def test_ratios_are_those_of_the_times(shallow):
     options = ViTOptions(**TINY)
     report, progress = new_report(options), Progress()
     measure_vit(options, report, progress=progress)
-    assert progress.done == progress.total == 12
+    assert progress.done == progress.total == 18
     names = ("what", "tokens", "mixer", "pass")
     assert {tuple(row.what[name] for name in names) for row in report.rows} == {
         (what, tokens, mixer, which)
         for what, tokens in (("Ti/16", 4), (BLOCK, 8), (BLOCK, 16))
-        for mixer in ("softmax", "linear")
-        for which in (FORWARD, BOTH)
+        for mixer, which in [
+            ("softmax", FORWARD), ("softmax", BOTH), ("softmax, again", BOTH),
+            ("linear", FORWARD), ("linear", BOTH), ("linear, again", BOTH),
+        ]
     }  # fmt: skip
     for row in report.rows:
         softmax = report.find(**{**row.what, "mixer": "softmax"})
@@ -52,7 +54,7 @@ def test_ratios_are_those_of_the_times(shallow):
         assert row.more["faster_than_softmax"] == ratio
         assert row.more["images_per_second"] == 1 / row.seconds.median
     (table,) = tables(report)
-    assert len(table.rows) == 12
+    assert len(table.rows) == 18
     assert table.rows[0][:4] == ("Ti/16", "4", FORWARD, "softmax")
 
 
@@ -63,6 +65,16 @@ def test_a_block_is_that_of_the_preset():
     ours, wanted = (sum(p.numel() for p in m.parameters()) for m in (block, model.blocks[0]))
     assert ours == wanted
     assert build(options, Cell(BLOCK, 8, 8), "linformer")(torch.randn(1, 8, 192)).shape[1] == 8
+
+
+def test_a_mixer_that_runs_again_does_so_in_models_and_blocks():
+    options = ViTOptions(**TINY)
+    assert build(options, Cell("Ti/16", 32, 4), "linear, again").checkpointing == "mixers"
+    assert build(options, Cell(BLOCK, 8, 8), "linear, again").repeat_mixer
+    assert not build(options, Cell(BLOCK, 8, 8), "linear").repeat_mixer
+    report = new_report(ViTOptions(**TINY, repeats=False))
+    measure_vit(ViTOptions(**{**TINY, "image_sizes": ()}, repeats=False), report)
+    assert {row.what["mixer"] for row in report.rows} == {"softmax", "linear"}
 
 
 def test_a_mixer_that_is_wrong_in_float32_is_not_timed(shallow, monkeypatch):
@@ -84,7 +96,7 @@ def test_what_would_take_too_long_is_left_out(shallow):
     report, progress = new_report(options), Progress()
     measure_vit(options, report, progress=progress)
     assert {row.what["tokens"] for row in report.rows} == {8}
-    assert len(report.left_out) == 4
+    assert len(report.left_out) == 6
     for left in report.left_out:
         assert left["tokens"] == 16
         assert "expected to take" in left["reason"]
@@ -172,7 +184,8 @@ def test_the_command_measures_and_writes(tmp_path, capsys):
     assert code == 0
     found = json.loads(out.read_text())
     assert found["kind"] == "vit"
-    assert [row["what"]["mixer"] for row in found["rows"][::2]] == ["softmax", "linear"]
+    names = [row["what"]["mixer"] for row in found["rows"]]
+    assert names == ["softmax"] * 2 + ["linear"] * 2 + ["softmax, again", "linear, again"]
     shown = capsys.readouterr().out
     for words in ("Vision Transformers", "one block", "× softmax"):
         assert words in shown

@@ -1,13 +1,16 @@
 """Checkpointing changes the memory and nothing else: the same outputs, the same gradients."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
 from subquad.layers.drawn_features import DrawnFeatures
-from subquad.models import DecoderLM, EncoderDecoder, EncoderLM, LambdaResNet
+from subquad.models import DecoderLM, EncoderDecoder, EncoderLM, LambdaResNet, VisionTransformer
 
+WAYS = (True, "mixers")
 SIZES = {"d_model": 16, "num_layers": 3, "num_heads": 2, "d_ff": 16}
 
 
@@ -30,14 +33,16 @@ def passes(build, steps=3):
 @pytest.mark.parametrize("model", [DecoderLM, EncoderLM])
 def test_outputs_and_gradients_are_the_same_under_dropout(mixer, model):
     options = {**SIZES, "mixer": mixer, "dropout": 0.2}
-    plain, repeated = (
-        passes(lambda c=c: model(7, **options, checkpointing=c))[0] for c in (False, True)
+    plain, *others = (
+        passes(lambda c=c: model(7, **options, checkpointing=c))[0] for c in (False, *WAYS)
     )
-    assert all(torch.equal(a, b) for a, b in zip(plain, repeated, strict=True))
+    for repeated in others:
+        assert all(torch.equal(a, b) for a, b in zip(plain, repeated, strict=True))
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("model", [DecoderLM, EncoderLM, EncoderDecoder])
-def test_features_drawn_anew_at_every_pass_are_not_drawn_for_the_repetition(model):
+def test_features_drawn_anew_at_every_pass_are_not_drawn_for_the_repetition(model, way):
     def build(checkpointing):
         lm = model(7, **SIZES, mixer="performer", dropout=0.2, checkpointing=checkpointing)
         for module in lm.modules():
@@ -45,7 +50,7 @@ def test_features_drawn_anew_at_every_pass_are_not_drawn_for_the_repetition(mode
                 module.redraw_every = 1
         return lm
 
-    plain, repeated = (passes(lambda c=c: build(c)) for c in (False, True))
+    plain, repeated = (passes(lambda c=c: build(c)) for c in (False, way))
     for a, b in zip(plain, repeated, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
     assert all(int(schedule[1]) == 2 for schedule in repeated[2])  # three passes, two new draws
@@ -66,9 +71,9 @@ def test_two_forwards_before_one_backward_keep_their_own_features():
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
-def test_blocks_keep_their_inputs_only():
+def test_blocks_or_mixers_keep_their_inputs_only():
     def kept(checkpointing):
-        lm = EncoderLM(7, **{**SIZES, "num_layers": 6}, checkpointing=checkpointing)
+        lm = EncoderLM(7, **{**SIZES, "num_layers": 6}, checkpointing=checkpointing, mixer="linear")
         sizes = {}
 
         def pack(x):
@@ -80,12 +85,16 @@ def test_blocks_keep_their_inputs_only():
         del y
         return sum(sizes.values())
 
-    assert kept(True) < kept(False) / 4
+    everything = kept(False)
+    assert kept(True) < everything / 4
+    inside = 6 * 4 * 64 * 4 * 16 * 4  # q, k, v and what is attended to, of each layer
+    assert everything - kept("mixers") >= inside
 
 
-def test_without_gradients_nothing_is_repeated(monkeypatch):
-    monkeypatch.setattr("subquad.models.stack.run_again", None)
-    lm = EncoderLM(7, **SIZES, checkpointing=True)
+@pytest.mark.parametrize("way", WAYS)
+def test_without_gradients_nothing_is_repeated(monkeypatch, way):
+    monkeypatch.setattr("subquad.layers.checkpointing.run_again", None)
+    lm = EncoderLM(7, **SIZES, checkpointing=way)
     with torch.no_grad():
         lm(torch.randint(7, (1, 3)))
     with pytest.raises(TypeError):
@@ -101,6 +110,26 @@ def test_a_graph_may_be_gone_back_twice():
     first = torch.autograd.grad(y.square().sum(), weights, retain_graph=True)
     second = torch.autograd.grad(y.square().sum(), weights)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("cross", ["linear", "softmax", "performer"])
+def test_cross_attention_runs_again_too(cross):
+    def count(checkpointing):
+        model = EncoderDecoder(7, **SIZES, mixer=cross, checkpointing=checkpointing)
+        runs = [0]
+        block = model.decoder.blocks[0]
+        block.cross.register_forward_pre_hook(lambda *_: runs.__setitem__(0, runs[0] + 1))
+        model(torch.tensor([[1, 2, 3]]), torch.tensor([[4, 5]])).sum().backward()
+        return runs[0]
+
+    assert [count(way) for way in (False, "mixers")] == [1, 2]
+
+
+@pytest.mark.parametrize("way", [1, "blocks", None])
+@pytest.mark.parametrize("build", [partial(EncoderLM, 7), VisionTransformer])
+def test_other_ways_are_refused(build, way, unhooked):
+    with pytest.raises(ValueError, match=rf'must be False, True or "mixers", got {way!r}'):
+        build(**SIZES, checkpointing=way)
 
 
 def test_batch_norms_count_a_batch_once():

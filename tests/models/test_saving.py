@@ -32,7 +32,7 @@ def saved(tmp_path):
     [
         PixelModel(9, **SIZES, mixer="softmax", num_classes=3, norm="pre", positions="learned"),
         DecoderLM(7, **SIZES, positions="rotary", dropout=0.3),
-        EncoderLM(7, **SIZES, mixer="linformer", max_len=9, checkpointing=True),
+        EncoderLM(7, **SIZES, mixer="linformer", max_len=9, checkpointing="mixers"),
         EncoderDecoder(7, **SIZES, target_vocab_size=5, mixer="performer", cross="linear"),
     ],
     ids=lambda model: type(model).__name__,

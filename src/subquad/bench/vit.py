@@ -2,7 +2,9 @@
 
 Whole models on images that grow, and one block alone on more tokens than that; forward, and forward
 and backward, all mixers in turn. "softmax" is ``scaled_dot_product_attention``, and ratios are to
-it. Source of the sizes: Dosovitskiy et al. 2021, Table 1, and Touvron et al. 2021 (Ti and S).
+it. "again" behind a name: it keeps its input alone for the backward pass, and runs again there
+(``checkpointing="mixers"``). Source of the sizes: Dosovitskiy et al. 2021, Table 1, and Touvron et
+al. 2021 (Ti and S).
 """
 
 from collections.abc import Callable, Iterator
@@ -26,6 +28,7 @@ KIND = "vit"
 FORWARD, BOTH = PASSES = ("forward", "forward and backward")
 BLOCK = "one block"
 SOFTMAX = "softmax"
+AGAIN = ", again"
 CHECK_PATCHES = 4  # along a side
 TOLERANCE = 1e-3
 
@@ -67,26 +70,27 @@ def measure_vit(options: ViTOptions, report: Report, *, progress: Progress | Non
     """
     progress = progress or Progress()
     cells = list(_cells(options))
-    progress.plan(len(cells) * len(options.mixers) * len(PASSES))
+    progress.plan(len(cells) * len(_runs(options)))
     with threads(options.threads):
         for mixer in options.mixers:
             check_mixer(options, mixer)
         for cell in cells:
-            mixers = [
-                mixer for mixer in options.mixers if _affordable(options, report, cell, mixer)
-            ]
-            progress.drop((len(options.mixers) - len(mixers)) * len(PASSES))
-            measure_cell(options, report, cell, mixers)
-            progress.advance(len(mixers) * len(PASSES), f"{cell.what}, {cell.tokens:,} tokens")
+            runs = [run for run in _runs(options) if _affordable(options, report, cell, *run)]
+            progress.drop(len(_runs(options)) - len(runs))
+            measure_cell(options, report, cell, runs)
+            progress.advance(len(runs), f"{cell.what}, {cell.tokens:,} tokens")
 
 
-def measure_cell(options: ViTOptions, report: Report, cell: Cell, mixers: list[str]) -> None:
-    """Time both passes of all mixers in turn, and add a row for each."""
-    runs: dict[str, Callable[[], object]] = {}
-    for mixer in mixers:
-        model, x = build(options, cell, mixer), images(options, cell)
-        for which in PASSES:
-            runs[f"{mixer}|{which}"] = partial(step, model, x, which, options.dtype)
+def measure_cell(
+    options: ViTOptions, report: Report, cell: Cell, chosen: list[tuple[str, str]]
+) -> None:
+    """Time the chosen mixers and passes in turn, and add a row for each."""
+    models = {mixer: build(options, cell, mixer) for mixer, _ in chosen}
+    x = images(options, cell)
+    runs: dict[str, Callable[[], object]] = {
+        f"{mixer}|{which}": partial(step, models[mixer], x, which, options.dtype)
+        for mixer, which in chosen
+    }
 
     def failed(name: str, error: Exception) -> None:
         mixer, which = name.split("|")
@@ -106,15 +110,18 @@ def measure_cell(options: ViTOptions, report: Report, cell: Cell, mixers: list[s
 def build(options: ViTOptions, cell: Cell, mixer: str) -> nn.Module:
     """Return the model, or the block, with new weights that the seed 0 fixes."""
     torch.manual_seed(0)
+    again, mixer = mixer.endswith(AGAIN), mixer.removesuffix(AGAIN)
     if cell.what != BLOCK:
         model: nn.Module = VisionTransformer.preset(
-            options.preset, image_size=cell.size, mixer=mixer
-        )
+            options.preset, image_size=cell.size, mixer=mixer,
+            checkpointing="mixers" if again else False,
+        )  # fmt: skip
         return model.to(options.device)
     sizes = _sizes(options)
     width, heads = sizes["d_model"], sizes["num_heads"]
     inner = MIXERS[mixer](width, heads, is_causal=False, **_limits(mixer, cell.tokens))
-    return Block(inner, width, 4 * width, norm="pre", activation="gelu").to(options.device)
+    block = Block(inner, width, 4 * width, norm="pre", activation="gelu", repeat_mixer=again)
+    return block.to(options.device)
 
 
 def images(options: ViTOptions, cell: Cell) -> Tensor:
@@ -177,6 +184,12 @@ def _cells(options: ViTOptions) -> Iterator[Cell]:
         yield Cell(BLOCK, tokens, tokens)
 
 
+def _runs(options: ViTOptions) -> list[tuple[str, str]]:
+    """Return the mixers and passes that are timed; without gradients nothing runs again."""
+    runs = [(mixer, which) for mixer in options.mixers for which in PASSES]
+    return runs + [(mixer + AGAIN, BOTH) for mixer in options.mixers if options.repeats]
+
+
 def _small(options: ViTOptions, cell: Cell) -> Cell:
     if cell.what == BLOCK:
         return Cell(BLOCK, CHECK_PATCHES**2, CHECK_PATCHES**2)
@@ -192,7 +205,7 @@ def _limits(mixer: str, tokens: int) -> dict[str, int]:
     return {"max_len": tokens} if mixer == "linformer" else {}
 
 
-def _affordable(options: ViTOptions, report: Report, cell: Cell, mixer: str) -> bool:
+def _affordable(options: ViTOptions, report: Report, cell: Cell, mixer: str, which: str) -> bool:
     """Note what is expected to take longer than the limit, from the largest size measured."""
     known = [
         row
@@ -203,12 +216,12 @@ def _affordable(options: ViTOptions, report: Report, cell: Cell, mixer: str) -> 
         return True
     last = max(known, key=lambda row: int(row.what["tokens"]))
     growth = cell.tokens / int(last.what["tokens"])
-    expected = last.seconds.median * growth ** (2 if mixer == SOFTMAX else 1)
+    is_softmax = mixer.removesuffix(AGAIN) == SOFTMAX
+    expected = last.seconds.median * growth ** (2 if is_softmax else 1)
     if expected <= options.limit:
         return True
     reason = f"expected to take {expected:.0f} s, more than {options.limit:g}"
-    for which in PASSES:
-        report.leave_out(reason, **cell.named(mixer, which))
+    report.leave_out(reason, **cell.named(mixer, which))
     return False
 
 

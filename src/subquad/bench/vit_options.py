@@ -14,6 +14,8 @@ class ViTOptions(TimingOptions):
         image_sizes: sides of the square images, rising; none measures no whole model.
         block_tokens: tokens of one block alone, rising; none measures no block.
         mixers: in place of attention; ratios are to "softmax", which is SDPA.
+        repeats: also measure training with mixers that keep their inputs alone for the backward
+            pass, and run again there (checkpointing="mixers").
         batch: images at once.
         dtype: "bfloat16" and "float16" are autocast.
     """
@@ -22,6 +24,7 @@ class ViTOptions(TimingOptions):
     image_sizes: tuple[int, ...] = (512,)
     block_tokens: tuple[int, ...] = (16_384,)
     mixers: tuple[str, ...] = ("softmax", "linear")
+    repeats: bool = True
     batch: int = 1
     dtype: DType = "float32"
     repetitions: int = 5

@@ -331,6 +331,8 @@ class ViTFlags(CommonFlags):
     """Tokens that one block alone sees, rising, with commas between; or empty."""
     mixers: str = ",".join(VIT.mixers)
     """Mixers in the place of attention, with commas between; ratios are to softmax."""
+    repeats: bool = VIT.repeats
+    """Also measure training with mixers that keep their inputs alone, and run again backward."""
     batch: int = VIT.batch
     """Images at once."""
     dtype: DType = VIT.dtype
@@ -349,7 +351,7 @@ class ViTFlags(CommonFlags):
             **self.shared(), preset=self.preset, mixers=words_of(self.mixers), batch=self.batch,
             image_sizes=numbers("--image-sizes", image_sizes) if image_sizes.strip() else (),
             block_tokens=numbers("--block-tokens", block_tokens) if block_tokens.strip() else (),
-            dtype=self.dtype,
+            repeats=self.repeats, dtype=self.dtype,
         )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from subquad.layers.checkpointing import run
 from subquad.layers.feed_forward import Activation, FeedForward
 from subquad.layers.frozen import Map, frozen, is_plain
 from subquad.layers.fused_block import fused_step
@@ -59,6 +60,7 @@ class Block(nn.Module):
         dropout: share dropped behind both parts and within the feed-forward network.
         drop_path: share of examples that lose a whole residual branch in training.
         norm_eps: added to the variance in both norms.
+        repeat_mixer: keep only the mixer's input for the backward pass, which then runs it again.
 
     Raises:
         ValueError: if a name or a number does not fit.
@@ -77,11 +79,12 @@ class Block(nn.Module):
         dropout: float = 0.0,
         drop_path: float = 0.0,
         norm_eps: float = 1e-5,
+        repeat_mixer: bool = False,
     ) -> None:
         super().__init__()
         check_choice("norm", norm, ("post", "pre"))
         check_positive_number("norm_eps", norm_eps)
-        self.norm = norm
+        self.norm, self.repeat_mixer = norm, repeat_mixer
         self.mixer = mixer
         self.feed_forward = FeedForward(d_model, d_ff, activation=activation, dropout=dropout)
         self.mixer_norm = nn.LayerNorm(d_model, eps=norm_eps)
@@ -98,7 +101,10 @@ class Block(nn.Module):
     ) -> Float[Tensor, "B T D"]:
         """Run the block on a whole sequence."""
         parts = self._parts()
-        y = self.mixer(self._mixer_input(x, parts), key_mask=key_mask, cu_seqlens=cu_seqlens)
+        y = run(
+            self.mixer, self._mixer_input(x, parts), again=self.repeat_mixer,
+            key_mask=key_mask, cu_seqlens=cu_seqlens,
+        )  # fmt: skip
         return self._finish(x, y, parts, cu_seqlens)
 
     def prefill(

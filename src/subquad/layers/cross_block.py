@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from subquad.layers.block import Norm
+from subquad.layers.checkpointing import run
 from subquad.layers.feed_forward import Activation, FeedForward
 from subquad.ops.checks import check_choice
 
@@ -33,6 +34,8 @@ class CrossBlock(nn.Module):
         norm: "post" or "pre".
         activation: "relu", "gelu" or "gelu-tanh" (its approximation by tanh).
         dropout: share dropped behind each part and within the feed-forward network.
+        repeat_mixer: keep only the inputs of ``mixer`` and ``cross`` for the backward pass, which
+            then runs them again.
 
     Raises:
         ValueError: if a name or a number does not fit.
@@ -51,10 +54,11 @@ class CrossBlock(nn.Module):
         norm: Norm = "post",
         activation: Activation = "relu",
         dropout: float = 0.0,
+        repeat_mixer: bool = False,
     ) -> None:
         super().__init__()
         check_choice("norm", norm, ("post", "pre"))
-        self.norm = norm
+        self.norm, self.repeat_mixer = norm, repeat_mixer
         self.mixer, self.cross = mixer, cross
         self.feed_forward = FeedForward(d_model, d_ff, activation=activation, dropout=dropout)
         self.mixer_norm = nn.LayerNorm(d_model)
@@ -71,8 +75,15 @@ class CrossBlock(nn.Module):
         context_mask: Bool[Tensor, "B S"] | None = None,
     ) -> Float[Tensor, "B T D"]:
         """Run the block on whole sequences."""
-        x = self._residual(x, lambda y: self.mixer(y, key_mask=key_mask), self.mixer_norm)
-        return self._finish(x, lambda y: self.cross(y, context, key_mask=context_mask))
+        again = self.repeat_mixer
+
+        def mix(y: Tensor) -> Tensor:
+            return run(self.mixer, y, again=again, key_mask=key_mask)
+
+        def see(y: Tensor) -> Tensor:
+            return run(self.cross, y, context, again=again, key_mask=context_mask)
+
+        return self._finish(self._residual(x, mix, self.mixer_norm), see)
 
     def init_state(
         self, context: Float[Tensor, "B S C"], *, context_mask: Bool[Tensor, "B S"] | None = None

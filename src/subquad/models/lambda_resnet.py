@@ -9,11 +9,10 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from subquad.models.checkpointing import run_again
+from subquad.layers.checkpointing import run
 from subquad.models.resnet_blocks import (
     ACTIVATIONS,
     EXPANSION,
@@ -190,10 +189,9 @@ class LambdaResNet(nn.Module):
             )
         x = self.stem(x)
         pyramid = []
-        repeats = self.config["checkpointing"] and torch.is_grad_enabled()
         for stage in self.stages:
             for block in cast(nn.Sequential, stage):
-                x = run_again(block, x) if repeats else block(x)
+                x = run(block, x, again=self.config["checkpointing"])
             pyramid.append(x)
         return pyramid
 
@@ -291,7 +289,7 @@ def _check(config: dict[str, Any]) -> None:
         check_positive(name, config[name])
     for name, known in (
         ("stem", tuple(STEMS)), ("shortcut", ("conv", "pool")), ("pooling", (2, 3)),
-        ("activation", tuple(ACTIVATIONS)),
+        ("activation", tuple(ACTIVATIONS)), ("checkpointing", (False, True)),
     ):  # fmt: skip
         check_choice(name, config[name], known)
     for name in ("drop_path", "dropout"):

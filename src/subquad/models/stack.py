@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from subquad.layers.block import Block, Norm, Step
+from subquad.layers.checkpointing import Checkpointing, check_checkpointing, run
 from subquad.layers.feed_forward import Activation
 from subquad.layers.frozen import Map, frozen
 from subquad.layers.positions import next_position, token_positions
-from subquad.models.checkpointing import run_again
 from subquad.models.mixing import MixerChoice, layer_factories, mixer_options
 from subquad.models.stack_positions import (
     POSITIONS,
@@ -50,7 +50,7 @@ class StackOptions(TypedDict, total=False):
     position_width: int | None
     max_len: int | None
     final_norm: bool
-    checkpointing: bool
+    checkpointing: Checkpointing
 
 
 class StackState(NamedTuple):
@@ -83,8 +83,9 @@ class Stack(nn.Module):
         position_width: width of "sinusoidal-concat", by default D / 2.
         max_len: longest sequence; needed by "learned", and told to mixers that have a limit.
         final_norm: a LayerNorm behind the last block.
-        checkpointing: keep only the inputs of blocks for the backward pass, which then runs each
-            block again: memory for depth against a third more time. ``forward`` alone does so.
+        checkpointing: what the backward pass finds kept: False all, True the inputs of blocks,
+            which then run again (a third more time), "mixers" all but what lies within mixers,
+            which alone run again: cheap where their cost is linear. ``forward`` alone does so.
 
     Raises:
         TypeError: if a number is not an int.
@@ -111,11 +112,12 @@ class Stack(nn.Module):
         position_width: int | None = None,
         max_len: int | None = None,
         final_norm: bool = True,
-        checkpointing: bool = False,
+        checkpointing: Checkpointing = False,
     ) -> None:
         super().__init__()
         check_positive("d_model", d_model)
         check_positive("num_layers", num_layers)
+        check_checkpointing(checkpointing)
         factories = layer_factories(
             mixer, num_layers, num_heads,
             softmax_share=softmax_share, softmax_window=softmax_window,
@@ -136,6 +138,7 @@ class Stack(nn.Module):
                 norm=norm,
                 activation=activation,
                 dropout=dropout,
+                repeat_mixer=checkpointing == "mixers",
             )
             for factory in factories
         )
@@ -219,9 +222,8 @@ class Stack(nn.Module):
 
     def _through(self, x: Tensor, *seen: Tensor, **masks: Tensor | None) -> Tensor:
         """Run the blocks, all with the same masks, and the norm behind them."""
-        repeats = self.checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
-            x = run_again(block, x, *seen, **masks) if repeats else block(x, *seen, **masks)
+            x = run(block, x, *seen, again=self.checkpointing is True, **masks)
         normed: Tensor = self.final_norm(x)
         return normed
 

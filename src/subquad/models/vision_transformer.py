@@ -6,7 +6,6 @@ sequence pooling from Hassani et al. 2021, "Escaping the Big Data Paradigm".
 """
 
 from collections.abc import Sequence
-from functools import partial
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from subquad.models.checkpointing import run_again
+from subquad.layers.checkpointing import Checkpointing, run
 from subquad.models.mixing import MixerChoice
 from subquad.models.vit_initial import initialize
 from subquad.models.vit_parts import (
@@ -83,8 +82,9 @@ class VisionTransformer(nn.Module):
         drop_path: share of residual branches that training drops, rising from 0 to this.
         resampling: "zoom" (Google's code), "bilinear" (timm from .npz files), "bicubic-antialias"
             (timm) or "bicubic" (transformers).
-        checkpointing: keep only the inputs of blocks for the backward pass, which then runs each
-            block again.
+        checkpointing: what the backward pass finds kept: False all, True the inputs of blocks,
+            which then run again, "mixers" all but what lies within mixers, which alone run again:
+            cheap where their cost is linear.
 
     Raises:
         TypeError: if a number is not an int.
@@ -115,7 +115,7 @@ class VisionTransformer(nn.Module):
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,
         resampling: Resampling = "zoom",
-        checkpointing: bool = False,
+        checkpointing: Checkpointing = False,
     ) -> None:
         super().__init__()
         sides = sides_of(image_size)
@@ -321,12 +321,10 @@ class VisionTransformer(nn.Module):
         self, tokens: Tensor, grids: list[Grid], cu_seqlens: Int[Tensor, " S_plus_1"] | None = None
     ) -> Float[Tensor, "B T D"]:
         """Run positions, blocks and the last norm."""
-        repeats = self.checkpointing and torch.is_grad_enabled()
         x = self._enter(tokens, grids)
         for i, block in enumerate(self.blocks):
             x = x if i == 0 else self._placed(i, x, grids)
-            run = partial(run_again, block) if repeats else block
-            x = run(x, cu_seqlens=cu_seqlens)
+            x = run(block, x, again=self.checkpointing is True, cu_seqlens=cu_seqlens)
         normed: Tensor = self.norm(x)
         return normed
 

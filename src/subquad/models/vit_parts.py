@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from subquad.layers.block import Block
+from subquad.layers.checkpointing import check_checkpointing
 from subquad.layers.linformer import LinformerAttention
 from subquad.models.mixing import layer_factories, mixer_options, takes
 from subquad.models.vit_positions import PLACES, Grid
@@ -34,6 +35,7 @@ def check_options(config: dict[str, Any]) -> None:
     for name in ("dropout", "attention_dropout", "drop_path"):
         check_fraction(name, config[name])
     check_positive_number("norm_eps", config["norm_eps"])
+    check_checkpointing(config["checkpointing"])
     if config["positions"] == "relative" and config["position_place"] != "layers":
         raise ValueError(
             'position_place must be "layers" with positions="relative", '
@@ -71,6 +73,7 @@ def make_blocks(config: dict[str, Any], grid: Grid) -> list[Block]:
             d_model, config["d_ff"], norm="pre", activation=config["activation"],
             dropout=config["dropout"], norm_eps=config["norm_eps"],
             drop_path=config["drop_path"] * i / max(1, count - 1),
+            repeat_mixer=config["checkpointing"] == "mixers",
         )
         for i, factory in enumerate(factories)
     ]  # fmt: skip

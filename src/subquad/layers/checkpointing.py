@@ -1,32 +1,53 @@
-"""Gradient checkpointing: a block keeps its input only, and runs a second time for the backward.
+"""Gradient checkpointing: a part keeps its input only, and runs a second time for the backward.
 
-Source: Chen et al. 2016, "Training deep nets with sublinear memory cost"; done by torch.
+Sources: Chen et al. 2016, "Training deep nets with sublinear memory cost", done by torch; of mixers
+alone Korthikanti et al. 2022, "Reducing activation recomputation in large transformer models".
 """
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from subquad.layers.drawn_features import DrawnFeatures
 
+Checkpointing = bool | Literal["mixers"]
 
-def run_again(block: nn.Module, *inputs: Tensor, **masks: Any) -> Tensor:
-    """Return ``block(*inputs, **masks)``, to be run again by the backward pass with the same draws.
+
+def check_checkpointing(checkpointing: object) -> None:
+    """Require one of the ways of ``Checkpointing``.
+
+    Raises:
+        ValueError: if it is another.
+    """
+    if not isinstance(checkpointing, bool) and checkpointing != "mixers":
+        raise ValueError(f'checkpointing must be False, True or "mixers", got {checkpointing!r}')
+
+
+def run(part: nn.Module, *inputs: Tensor, again: bool, **masks: Any) -> Tensor:
+    """Return ``part(*inputs, **masks)``, with ``again`` by ``run_again`` if there are gradients."""
+    repeats = again and torch.is_grad_enabled()
+    y: Tensor = run_again(part, *inputs, **masks) if repeats else part(*inputs, **masks)
+    return y
+
+
+def run_again(part: nn.Module, *inputs: Tensor, **masks: Any) -> Tensor:
+    """Return ``part(*inputs, **masks)``, to be run again by the backward pass with the same draws.
 
     Dropout draws the same by torch's doing. Random features that were drawn anew between the two
     passes are put back for the second one, and batch norms count a batch once.
     """
     passes = partial(
         _passes,
-        [m for m in block.modules() if isinstance(m, DrawnFeatures)],
-        [m for m in block.modules() if isinstance(m, _BatchNorm) and _counts(m)],
+        [m for m in part.modules() if isinstance(m, DrawnFeatures)],
+        [m for m in part.modules() if isinstance(m, _BatchNorm) and _counts(m)],
     )
-    y: Tensor = checkpoint(block, *inputs, use_reentrant=False, context_fn=passes, **masks)
+    y: Tensor = checkpoint(part, *inputs, use_reentrant=False, context_fn=passes, **masks)
     return y
 
 
