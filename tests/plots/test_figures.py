@@ -101,11 +101,14 @@ def test_several_curves_share_one_figure(log_scale):
     assert steps.get_ylabel() == "bits/dim"
     assert steps.get_yscale() == ("log" if log_scale else "linear")
     assert minutes.get_xlabel() == "minutes of training"
-    assert [text.get_text() for text in minutes.get_legend().get_texts()] == [
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
         "linear (test)",
         "softmax (test)",
     ]
     assert png_bytes(figure).startswith(PNG)
+    below = legend.get_window_extent()
+    assert all(not below.overlaps(axes.get_tightbbox()) for axes in figure.axes)
 
 
 def test_a_run_that_recorded_nothing_yet_still_gives_a_figure():

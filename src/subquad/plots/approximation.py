@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from subquad.plots.style import MUTED, TEXT, new_figure, plain_axes
+from subquad.plots.style import MUTED, TEXT, legend_below, new_figure, plain_axes
 
 Json = dict[str, Any]
 
@@ -53,10 +53,7 @@ def approximation_figure(result: Json) -> Figure:
     if panels[0].get_ylim()[1] > TALLEST:
         panels[0].set_ylim(top=TALLEST)
     panels[0].set_ylabel("error, share of the norm (median draw)", fontsize=10, color=TEXT)
-    figure.legend(
-        handles=_handles(rows), loc="outside lower center", ncols=8, frameon=False, fontsize=8,
-        labelcolor=TEXT,
-    )  # fmt: skip
+    legend_below(figure, _handles(rows), columns=8)
     return figure
 
 

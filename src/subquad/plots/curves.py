@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from subquad.plots.style import TEXT, line_colors, new_figure, plain_axes
+from subquad.plots.style import TEXT, legend_below, line_colors, log_ticks, new_figure, plain_axes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +66,11 @@ def learning_curves(curves: Sequence[Curve], *, unit: str, log_scale: bool = Fal
         axes.set_xlim(left=0)
     if log_scale:
         panels[0].set_yscale("log")
+        log_ticks(panels[0].yaxis, [p[2] for curve in curves for p in (*curve.train, *curve.test)])
     else:
         _limit_to_the_curves(figure, curves)
     panels[0].set_ylabel(unit, fontsize=10, color=TEXT)
-    if any(curve.test for curve in curves):
-        panels[1].legend(frameon=False, fontsize=9, labelcolor=TEXT)
+    legend_below(figure, panels[1].get_legend_handles_labels()[0])
     return figure
 
 

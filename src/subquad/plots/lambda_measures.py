@@ -1,16 +1,22 @@
 """The figures of lambda-memory and lambda-speed, from their results."""
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from subquad.plots.style import MUTED, TEXT, line_colors, new_figure, plain_axes
+from subquad.plots.style import (
+    MUTED,
+    TEXT,
+    legend_below,
+    line_colors,
+    log_ticks,
+    new_figure,
+    plain_axes,
+)
 
 Json = dict[str, Any]
 
@@ -44,8 +50,8 @@ def cost_figure(rows: Sequence[Json]) -> Figure:
         plain_axes(axes)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        _log_ticks(axes.xaxis, [row["multiply_adds"] / 1e9 for row in own])
-        _log_ticks(axes.yaxis, [row[which]["median"] for row in own])
+        log_ticks(axes.xaxis, [row["multiply_adds"] / 1e9 for row in own])
+        log_ticks(axes.yaxis, [row[which]["median"] for row in own])
         axes.set_title(which, fontsize=10, color=TEXT)
         axes.set_xlabel("multiply-adds of an image, G", fontsize=10, color=TEXT)
     figure.axes[0].set_ylabel("seconds for 1,000 images", fontsize=10, color=TEXT)
@@ -84,8 +90,8 @@ def accuracy_figure(rows: Sequence[Json]) -> Figure:
                 _name(axes, x, y, name.removeprefix(f"{kind}-"), kind)
         plain_axes(axes)
         axes.set_xscale("log")
-        _log_ticks(axes.xaxis, [at for row in own if (at := seconds(row)) is not None])
-        axes.margins(0.16)
+        log_ticks(axes.xaxis, [at for row in own if (at := seconds(row)) is not None])
+        axes.margins(x=0.3, y=0.16)  # names stand beside their points
         axes.set_title(title, fontsize=10, color=TEXT)
         axes.set_xlabel(label, fontsize=10, color=TEXT)
     figure.axes[0].set_ylabel("top-1 accuracy in the paper, %", fontsize=10, color=TEXT)
@@ -96,17 +102,6 @@ def accuracy_figure(rows: Sequence[Json]) -> Figure:
 def _legend(axes: Axes, **where: Any) -> None:
     if axes.get_legend_handles_labels()[0]:  # matplotlib warns where there are none
         axes.legend(frameon=False, fontsize=9, labelcolor=TEXT, **where)
-
-
-def _log_ticks(axis: Axis, values: Sequence[float]) -> None:
-    """Write plain numbers, more of each decade where there are few decades."""
-    low, high = min(values, default=1.0) / 1.5, max(values, default=1.0) * 1.5
-    digits = (1.0, 2.0, 5.0) if high / low > 16 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    places = [digit * 10.0**decade for decade in decades for digit in digits]
-    axis.set_major_locator(FixedLocator([place for place in places if low <= place <= high]))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axis.set_minor_locator(NullLocator())
 
 
 def _median_of(which: str) -> Callable[[Json], float | None]:
@@ -159,12 +154,7 @@ def growth_figure(rows: Sequence[Json], left_out: Sequence[Json], *, limit: floa
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.set_ylabel(label, fontsize=10, color=TEXT)
-    handles, names = panels[0].get_legend_handles_labels()
-    if handles:
-        figure.legend(
-            handles, names, loc="outside lower center", ncols=4, frameon=False, fontsize=8,
-            labelcolor=TEXT,
-        )  # fmt: skip
+    legend_below(figure, panels[0].get_legend_handles_labels()[0])
     return figure
 
 

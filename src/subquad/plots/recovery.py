@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from subquad.plots.style import CYCLE, TEXT, new_figure, plain_axes
+from subquad.plots.style import CYCLE, TEXT, legend_below, new_figure, plain_axes
 
 Points = list[tuple[int, float]]
 
@@ -58,5 +58,5 @@ def recovery_figure(
     axes.set_ylabel(ylabel, fontsize=10, color=TEXT)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=9, labelcolor=TEXT)
+    legend_below(figure, axes.get_legend_handles_labels()[0])
     return figure

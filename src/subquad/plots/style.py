@@ -1,12 +1,16 @@
 """What all figures share: colours, resolution, and the way to PNG bytes."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 # A colour each for the mixers, the same in every figure; distinguishable with colour-blindness.
 COLORS = {"linear": "#0072b2", "softmax": "#d55e00"}
@@ -47,6 +51,28 @@ def plain_axes(axes: Axes) -> None:
     axes.tick_params(colors=MUTED, labelsize=9)
     axes.grid(visible=True, color="#e6e8eb", linewidth=0.8)
     axes.set_axisbelow(True)
+
+
+def legend_below(figure: Figure, handles: Sequence[Artist], columns: int = 4) -> None:
+    """Put the legend below all panels, where no line can run through it; higher by its rows."""
+    if not handles:
+        return
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8,
+        labelcolor=TEXT,
+    )  # fmt: skip
+    figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(handles) // columns))
+
+
+def log_ticks(axis: Axis, values: Sequence[float]) -> None:
+    """Write plain numbers, more of each decade where there are few decades."""
+    low, high = min(values, default=1.0) / 1.5, max(values, default=1.0) * 1.5
+    digits = (1.0, 2.0, 5.0) if high / low > 16 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    places = [digit * 10.0**decade for decade in decades for digit in digits]
+    axis.set_major_locator(FixedLocator([place for place in places if low <= place <= high]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def png_bytes(figure: Figure) -> bytes:
