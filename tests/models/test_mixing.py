@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 
@@ -9,7 +11,12 @@ from subquad.layers import (
     LocalAttention,
     SoftmaxAttention,
 )
-from subquad.models import PixelModel, TransformerDecoder, TransformerEncoder
+from subquad.models import (
+    PixelModel,
+    TransformerDecoder,
+    TransformerEncoder,
+    VisionTransformer,
+)
 from subquad.models.mixing import layer_factories, softmax_heads
 from subquad.models.saving import load_model, save_model
 
@@ -88,3 +95,18 @@ def test_a_model_of_mixed_layers_is_saved_and_loaded(tmp_path):
     shared = PixelModel(9, **options, softmax_share=0.25).eval()
     save_model(shared, tmp_path / "shared")
     assert torch.equal(load_model(tmp_path / "shared").eval()(pixels), shared(pixels))
+
+
+@pytest.mark.parametrize("own", [None, 40])
+def test_a_partial_keeps_the_limit_that_it_says(own):
+    """Even one that is larger than the model needs."""
+    said = {} if own is None else {"max_len": own}
+    stack = TransformerEncoder(
+        8, num_layers=1, num_heads=2, mixer=partial(LinformerAttention, **said), max_len=9
+    )
+    model = VisionTransformer(
+        image_size=8, patch_size=4, d_model=8, num_layers=1, num_heads=2,
+        mixer=partial(LinformerAttention, **said),
+    )  # fmt: skip
+    limits = [stack.stack.blocks[0].mixer.max_len, model.blocks[0].mixer.max_len]
+    assert limits == ([9, 5] if own is None else [own, own])

@@ -87,6 +87,11 @@ def takes(factory: MixerFactory, option: str) -> bool:
     return option in inspect.signature(factory).parameters
 
 
+def is_asked_for(factory: MixerFactory, option: str) -> bool:
+    """Return whether a factory has an option of that name and, a ``partial``, does not say it."""
+    return takes(factory, option) and option not in getattr(factory, "keywords", {})
+
+
 def mixer_options(
     factory: MixerFactory,
     *,
@@ -100,6 +105,6 @@ def mixer_options(
     options = {name: value for name, value in given.items() if value is not None}
     if rotary:
         options["rotary"] = True
-    if max_len is not None and takes(factory, "max_len"):
+    if max_len is not None and is_asked_for(factory, "max_len"):
         options["max_len"] = max_len
     return options

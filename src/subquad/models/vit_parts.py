@@ -9,7 +9,7 @@ from torch import Tensor
 from subquad.layers.block import Block
 from subquad.layers.checkpointing import check_checkpointing
 from subquad.layers.linformer import LinformerAttention
-from subquad.models.mixing import layer_factories, mixer_options, takes
+from subquad.models.mixing import is_asked_for, layer_factories, mixer_options, takes
 from subquad.models.vit_positions import PLACES, Grid
 from subquad.models.vit_resample import METHODS
 from subquad.ops.checks import check_choice, check_fraction, check_positive, check_positive_number
@@ -68,7 +68,7 @@ def make_blocks(config: dict[str, Any], grid: Grid) -> list[Block]:
         Block(
             factory(
                 d_model, num_heads, is_causal=False, **mixer_options(factory, **given), **asked,
-                **({"grid": grid} if _is_asked_for(factory, "grid") else {}),
+                **({"grid": grid} if is_asked_for(factory, "grid") else {}),
             ),
             d_model, config["d_ff"], norm="pre", activation=config["activation"],
             dropout=config["dropout"], norm_eps=config["norm_eps"],
@@ -162,10 +162,6 @@ def check_images(name: str, x: Tensor, channels: int, *, is_batch: bool) -> None
     if x.dim() != 3 + is_batch or x.shape[-3] != channels or 0 in x.shape:
         shape = f"({'B, ' if is_batch else ''}{channels}, H, W)"
         raise ValueError(f"{name} must have the shape {shape}, got {tuple(x.shape)}")
-
-
-def _is_asked_for(factory: Any, option: str) -> bool:
-    return takes(factory, option) and option not in getattr(factory, "keywords", {})
 
 
 def _check_option(factory: Any, option: str) -> None:
