@@ -51,6 +51,18 @@ def test_a_model_compiles_whole_with_masks_and_gradients(model, mixer, positions
 
 
 @mixers
+@pytest.mark.parametrize("way", [True, "mixers"])
+def test_a_model_with_checkpointing_compiles_whole(mixer, way):
+    made = TransformerEncoder(16, mixer=mixer, checkpointing=way, **SIZES)
+    x, parameters = torch.randn(2, 70, 16), list(made.parameters())
+    compiled = torch.compile(made, fullgraph=True, backend="aot_eager")
+    weight = torch.randn(2, 70, 1)
+    grads = (torch.autograd.grad((y * weight).sum(), parameters) for y in (compiled(x), made(x)))
+    for grad, reference in zip(*grads, strict=True):
+        assert (grad - reference).norm() <= 1e-4 * (reference.norm() + 1e-2)
+
+
+@mixers
 def test_the_pixel_models_loss_compiles_whole(mixer):
     model = PixelModel(20, d_model=16, mixer=mixer, **SIZES)
     pixels = torch.randint(256, (2, 20))

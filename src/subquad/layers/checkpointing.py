@@ -42,12 +42,13 @@ def run_again(part: nn.Module, *inputs: Tensor, **masks: Any) -> Tensor:
     Dropout draws the same by torch's doing. Random features that were drawn anew between the two
     passes are put back for the second one, and batch norms count a batch once.
     """
-    passes = partial(
-        _passes,
-        [m for m in part.modules() if isinstance(m, DrawnFeatures)],
-        [m for m in part.modules() if isinstance(m, _BatchNorm) and _counts(m)],
+    drawn = [m for m in part.modules() if isinstance(m, DrawnFeatures)]
+    norms = [m for m in part.modules() if isinstance(m, _BatchNorm) and _counts(m)]
+    # torch.compile takes no contexts of ours: they are there only where there is something to do.
+    contexts: dict[str, Any] = (
+        {"context_fn": partial(_passes, drawn, norms)} if drawn or norms else {}
     )
-    y: Tensor = checkpoint(part, *inputs, use_reentrant=False, context_fn=passes, **masks)
+    y: Tensor = checkpoint(part, *inputs, use_reentrant=False, **contexts, **masks)
     return y
 
 
