@@ -45,18 +45,20 @@ def resolution_figure(times: Sequence[Json], rows: Sequence[Json]) -> Figure:
         rows: results with ``mixer``, ``patches`` and ``test_accuracy``.
     """
     panels = (
-        ("seconds an image, training", times, "seconds_per_image"),
-        ("peak memory an image, bytes", times, "peak_bytes_per_image"),
-        ("share of test images right", rows, "test_accuracy"),
+        ("milliseconds an image, training", times, "seconds_per_image", 1e-3),
+        ("peak memory an image, MB", times, "peak_bytes_per_image", 1e6),
+        ("test images right, %", rows, "test_accuracy", 1e-2),
     )
     figure = new_figure(12.6, 3.9)
     mixers = list(dict.fromkeys(row["mixer"] for row in (*times, *rows)))
     colors = line_colors(mixers)
     patches = [row["patches"] for row in (*times, *rows)]
-    for axes, (label, source, key) in zip(figure.subplots(1, 3), panels, strict=True):
+    for axes, (label, source, key, unit) in zip(figure.subplots(1, 3), panels, strict=True):
         for mixer in mixers:
             own = sorted(
-                (row["patches"], row[key]) for row in source if row["mixer"] == mixer and key in row
+                (row["patches"], row[key] / unit)
+                for row in source
+                if row["mixer"] == mixer and key in row
             )
             axes.plot(
                 [x for x, _ in own], [y for _, y in own], color=colors[mixer], marker="o",
