@@ -31,6 +31,8 @@ class Options:
     """A folder."""
     fast: bool = False
     """A switch."""
+    sizes: tuple[int, ...] = (1,)
+    """Some numbers."""
     inner: Inner = dataclasses.field(default_factory=Inner)
 
 
@@ -48,6 +50,7 @@ def test_options_of_inner_dataclasses_need_no_prefix():
         "--minutes",
         "--folder",
         "--fast",
+        "--sizes",
         "--d-model",
         "--norm",
     ]
@@ -69,9 +72,19 @@ def test_underscores_and_negative_numbers_are_understood():
     assert parsed("--no-fast").fast is False
 
 
+@pytest.mark.parametrize("words", [["--sizes", "4", "2"], ["--sizes", "4", "2", "--fast"]])
+def test_a_list_goes_on_to_the_next_option(words):
+    assert parsed(*words).sizes == (4, 2)
+    assert parsed("--sizes=4", *words[3:]).sizes == (4,)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--sizes"], "--sizes needs a value"),
+        (["--sizes", "4", "x"], "--sizes must be a whole number, got 'x'"),
+        (["--sizes=4", "2"], "unexpected argument '2'"),
+        (["--sizes", "4", "2", "--lr", "1", "3"], "unexpected argument '3'"),
         (["--d-modl", "4"], "unknown option --d-modl; did you mean --d-model?"),
         (["--lx=4"], "unknown option --lx; did you mean --lr?"),
         (["--zzzzzz"], "unknown option --zzzzzz"),

@@ -83,11 +83,16 @@ def check_words(
     """Raise UsageError at the first word that is no option, or no value of its option."""
     rest = iter(words)
     free: list[str] = []
+    listed: str | None = None  # the option whose list goes on with a word without a dash
     for word in rest:
         if not word.startswith("-") or word == "-":
-            free.append(word)
+            if listed is None:
+                free.append(word)
+            else:
+                _check_value(listed, word, kinds[listed])
             continue
         name, value = _option(word, kinds)
+        listed = name if _is_list(kinds[name]) and value is None else None
         if kinds[name] is bool:
             if value is not None:
                 raise UsageError(f"{name} takes no value, got {value!r}")
@@ -169,7 +174,7 @@ def _check_value(name: str, value: str, kind: Any) -> None:
     members = typing.get_args(kind) if _is_union(kind) else (kind,)
     if type(None) in members and value == "None":
         return
-    kind = next(member for member in members if member is not type(None))
+    kind = _one(next(member for member in members if member is not type(None)))
     if typing.get_origin(kind) is Literal:
         choices = [str(choice) for choice in typing.get_args(kind)]
         if value not in choices:
@@ -193,6 +198,15 @@ def _check_value(name: str, value: str, kind: Any) -> None:
 
 def _is_union(kind: Any) -> bool:
     return typing.get_origin(kind) in (typing.Union, types.UnionType)
+
+
+def _is_list(kind: Any) -> bool:
+    return typing.get_origin(kind) is tuple
+
+
+def _one(kind: Any) -> Any:
+    """Return the type of one value: a list's items, or the type itself."""
+    return typing.get_args(kind)[0] if _is_list(kind) else kind
 
 
 def _meant_option(word: str, kinds: dict[str, Any]) -> str:
