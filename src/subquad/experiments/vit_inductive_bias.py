@@ -3,11 +3,12 @@
 Source    Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", section 4.3, Figures 3 and 4.
 Claim     No numbers in the text: with few images (9 million of JFT) a ResNet of the same cost is
           ahead of ViT-B/32, with 90 million and more behind it.
-Expected  laptop: the ResNet and the hybrid ahead of the ViT with few images, less so with many;
-          with all pixels scrambled by one permutation those with convolutions lose most, plain
-          layers over all pixels nothing: what they lose or win is the noise of these rows.
-Cost      smoke: seconds. laptop: 48 rows (6 networks, 4 numbers of images, order and scrambled), 30
-          to 40 minutes altogether on one CPU core. long: 10 times as many updates. paper: 300
+Expected  laptop: the ResNet and the hybrid ahead of the ViT everywhere, most with few images; with
+          all pixels scrambled by one permutation the hybrid and the ResNet lose most, the LSTM too,
+          the ViT nothing, and plain layers over all pixels neither: what those lose or win is
+          chance.
+Cost      smoke: seconds. laptop: 48 rows (6 networks, 4 numbers of images, order and scrambled), 40
+          to 50 minutes altogether on one CPU core. long: 10 times as many updates. paper: 300
           epochs of 60,000 images, for a GPU. --estimate says what a scale costs here.
 Command   subquad run vit-inductive-bias --scale laptop
 Differs   The paper pre-trains on up to 303 million photographs and tests on other data sets. Here:
