@@ -3,10 +3,10 @@
 Source    Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words"; the mixers' own papers.
 Claim     None: the paper has softmax only. Its R50 with convolutions is the better one on few
           images, and falls behind on many.
-Expected  With 49 tokens every mixer is cheap, and softmax no slower than what has linear cost; the
-          convolutional network ahead after so few images, the mixers within a point or two of each
-          other.
-Cost      smoke: seconds. laptop: 12 rows of 500 updates, about 20 minutes altogether on one CPU
+Expected  With 49 tokens softmax is no slower than what has linear cost. After so few images the
+          convolutional network and lambda layers are 4 points and more ahead; the other mixers lie
+          within 5 points of each other, LSH with one round behind.
+Cost      smoke: seconds. laptop: 12 rows of 500 updates, about 30 minutes altogether on one CPU
           core: enough to tell what learns from what does not, not to rank close ones. long: 10
           times as many updates. paper: as many as the paper's 300 epochs, for a GPU. --estimate
           says what a scale costs here.
