@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 COLORS = {"linear": "#0072b2", "softmax": "#d55e00"}
 CYCLE = (
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00",
-    "#000000", "#8a8f98", "#7a5195", "#8c564b",
+    "#000000", "#8a8f98", "#7a5195", "#8c564b", "#999933", "#882255",
 )  # fmt: skip
 TEXT = "#24292f"
 MUTED = "#6e7781"
