@@ -4,9 +4,9 @@ Source    Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", sections 3.1
           is inversely proportional to the square of the patch, and smaller patches help.
 Claim     None on these images. Appendix D.4 finds softmax's square of the length to show in speed
           for the largest models and images only.
-Expected  At 49 patches softmax is slightly the faster one; linear overtakes it before 196, and trains
-          ten times as fast at 3,136. After equal updates linear is behind softmax: by 6 to 12
-          points after 300, 1 to 3 after 1,000. Windows learn fastest.
+Expected  At 49 patches softmax is slightly the faster one; linear overtakes it before 196, and
+          trains ten times as fast at 3,136. After equal updates linear is behind softmax: by 6 to
+          12 points after 300, 1 to 3 after 1,000. Windows learn fastest.
 Cost      smoke: seconds. laptop: 12 rows of 300 updates, 30 minutes altogether on one CPU core, and
           some minutes of timing. long: 10 times as many updates. paper: 20 passes over all images,
           for a GPU. --estimate says what a scale costs here.
