@@ -198,7 +198,7 @@ def test_half_precision_and_channels_last():
         ({"shortcut": "none"}, "shortcut must be one of conv, pool; got 'none'"),
         ({"pooling": 4}, "pooling must be one of 2, 3; got 4"),
         ({"activation": "tanh"}, "activation must be one of relu, silu; got 'tanh'"),
-        ({"checkpointing": "mixers"}, "checkpointing must be one of False, True; got 'mixers'"),
+        ({"checkpointing": "mixers"}, "checkpointing must be False or True, got 'mixers'"),
         ({"drop_path": 1.0}, "drop_path must be at least 0 and below 1, got 1"),
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ({"window": None}, "one of window and image_size must be given, got None and None"),

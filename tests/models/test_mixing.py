@@ -97,6 +97,12 @@ def test_a_model_of_mixed_layers_is_saved_and_loaded(tmp_path):
     assert torch.equal(load_model(tmp_path / "shared").eval()(pixels), shared(pixels))
 
 
+def test_a_partial_with_too_low_a_limit_is_refused_before_the_first_call():
+    mixer = partial(LinformerAttention, max_len=8)
+    with pytest.raises(ValueError, match="mixer must take the model's 9 tokens, got max_len=8"):
+        TransformerEncoder(8, num_layers=1, num_heads=2, mixer=mixer, max_len=9)
+
+
 @pytest.mark.parametrize("own", [None, 40])
 def test_a_partial_keeps_the_limit_that_it_says(own):
     """Even one that is larger than the model needs."""

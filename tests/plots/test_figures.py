@@ -111,6 +111,27 @@ def test_several_curves_share_one_figure(log_scale):
     assert all(not below.overlaps(axes.get_tightbbox()) for axes in figure.axes)
 
 
+@pytest.mark.parametrize(("count", "length"), [(24, 54), (10, 38), (4, 34), (12, 9), (1, 200)])
+def test_a_legend_below_stays_within_the_figure(count, length):
+    labels = [f"{i:0{length}d}"[:110] for i in range(count)]
+    curves = [Curve(label=label, train=[], test=[(1.0, 1.0, 1.0)]) for label in labels]
+    figure = learning_curves(curves, unit="nats")
+    png_bytes(figure)
+    box = figure.legends[0].get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert 0 <= box.y0 < box.y1 < min(axes.get_tightbbox().y0 for axes in figure.axes)
+    assert all(axes.get_window_extent().height > 200 for axes in figure.axes)
+
+
+@pytest.mark.parametrize("strange", [0.0, float("nan"), float("inf"), -0.5])
+@pytest.mark.parametrize("others", [[], [1.5]])
+@pytest.mark.parametrize("log_scale", [False, True])
+def test_losses_without_a_place_on_the_axis_are_left_out(strange, others, log_scale):
+    points = [(float(i), 0.1, value) for i, value in enumerate([strange, *others])]
+    curve = Curve(label="x", train=points, test=points)
+    assert png_bytes(learning_curves([curve], unit="nats", log_scale=log_scale)).startswith(PNG)
+
+
 def test_a_run_that_recorded_nothing_yet_still_gives_a_figure():
     assert png_bytes(learning_curves([Curve(label="x", train=[], test=[])], unit="nats"))
 

@@ -1,5 +1,7 @@
 """The figures of the Vision Transformer's experiments hold the numbers that they were given."""
 
+import pytest
+
 from subquad.plots import png_bytes
 from subquad.plots.vit import confusion_figure, data_size_figure, resolution_figure
 
@@ -28,9 +30,9 @@ def test_resolution_has_a_line_a_mixer_in_three_panels():
     time, memory, accuracy = figure.axes
     softmax, linear = time.lines
     assert softmax.get_xdata().tolist() == [4, 49]
-    assert linear.get_ydata().tolist() == [0.04, 0.49, 3.0]
+    assert linear.get_ydata().tolist() == pytest.approx([40, 490, 3000])  # milliseconds
     assert memory.lines[1].get_xdata().tolist() == [4, 49]
-    assert accuracy.lines[1].get_ydata().tolist() == [0.5]
+    assert accuracy.lines[1].get_ydata().tolist() == [50.0]
     assert len(accuracy.lines[0].get_xdata()) == 0  # its row did not end
     assert softmax.get_color() != linear.get_color()
     assert png_bytes(figure).startswith(PNG)

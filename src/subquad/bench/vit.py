@@ -85,7 +85,8 @@ def measure_cell(
     options: ViTOptions, report: Report, cell: Cell, chosen: list[tuple[str, str]]
 ) -> None:
     """Time the chosen mixers and passes in turn, and add a row for each."""
-    models = {mixer: build(options, cell, mixer) for mixer, _ in chosen}
+    mixers = dict.fromkeys(mixer for mixer, _ in chosen)
+    models = {mixer: build(options, cell, mixer) for mixer in mixers}
     x = images(options, cell)
     runs: dict[str, Callable[[], object]] = {
         f"{mixer}|{which}": partial(step, models[mixer], x, which, options.dtype)

@@ -289,9 +289,11 @@ def _check(config: dict[str, Any]) -> None:
         check_positive(name, config[name])
     for name, known in (
         ("stem", tuple(STEMS)), ("shortcut", ("conv", "pool")), ("pooling", (2, 3)),
-        ("activation", tuple(ACTIVATIONS)), ("checkpointing", (False, True)),
+        ("activation", tuple(ACTIVATIONS)),
     ):  # fmt: skip
         check_choice(name, config[name], known)
+    if not isinstance(config["checkpointing"], bool):
+        raise ValueError(f"checkpointing must be False or True, got {config['checkpointing']!r}")
     for name in ("drop_path", "dropout"):
         if not 0 <= config[name] < 1:
             raise ValueError(f"{name} must be at least 0 and below 1, got {config[name]:g}")

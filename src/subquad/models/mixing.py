@@ -89,7 +89,11 @@ def takes(factory: MixerFactory, option: str) -> bool:
 
 def is_asked_for(factory: MixerFactory, option: str) -> bool:
     """Return whether a factory has an option of that name and, a ``partial``, does not say it."""
-    return takes(factory, option) and option not in getattr(factory, "keywords", {})
+    return takes(factory, option) and option not in _said(factory)
+
+
+def _said(factory: MixerFactory) -> dict[str, Any]:
+    return factory.keywords if isinstance(factory, partial) else {}
 
 
 def mixer_options(
@@ -100,7 +104,14 @@ def mixer_options(
     rotary: bool,
     max_len: int | None,
 ) -> dict[str, Any]:
-    """Return what a stack hands to one layer's factory beside the sizes that all take."""
+    """Return what a stack hands to one layer's factory beside the sizes that all take.
+
+    Raises:
+        ValueError: if a ``partial`` says a ``max_len`` below the model's.
+    """
+    own = _said(factory).get("max_len")
+    if max_len is not None and own is not None and own < max_len:
+        raise ValueError(f"mixer must take the model's {max_len} tokens, got max_len={own}")
     given: dict[str, Any] = {"head_dim": head_dim, "value_dim": value_dim}
     options = {name: value for name, value in given.items() if value is not None}
     if rotary:

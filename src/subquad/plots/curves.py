@@ -1,6 +1,7 @@
 """Learning curves of one or more runs, against steps and against minutes."""
 
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,11 +65,12 @@ def learning_curves(curves: Sequence[Curve], *, unit: str, log_scale: bool = Fal
         plain_axes(axes)
         axes.set_xlabel(xlabel, fontsize=10, color=TEXT)
         axes.set_xlim(left=0)
-    if log_scale:
+    values = [point[2] for curve in curves for point in (*curve.train, *curve.test)]
+    if log_scale and any(value > 0 for value in values):
         panels[0].set_yscale("log")
-        log_ticks(panels[0].yaxis, [p[2] for curve in curves for p in (*curve.train, *curve.test)])
+        log_ticks(panels[0].yaxis, values)
     else:
-        _limit_to_the_curves(figure, curves)
+        _limit_to_the_curves(figure, values)
     panels[0].set_ylabel(unit, fontsize=10, color=TEXT)
     legend_below(figure, panels[1].get_legend_handles_labels()[0])
     return figure
@@ -78,9 +80,9 @@ def _xy(points: list[tuple[float, float, float]], axis: int) -> tuple[list[float
     return [p[axis] for p in points], [p[2] for p in points]
 
 
-def _limit_to_the_curves(figure: Figure, curves: Sequence[Curve]) -> None:
+def _limit_to_the_curves(figure: Figure, values: Sequence[float]) -> None:
     """Cut off the first, very high losses, which would flatten all that follows."""
-    values = sorted(p[2] for curve in curves for p in (*curve.train, *curve.test))
+    values = sorted(value for value in values if math.isfinite(value))
     if not values:
         return
     lowest = values[0]

@@ -21,6 +21,7 @@ CYCLE = (
 TEXT = "#24292f"
 MUTED = "#6e7781"
 DPI = 144
+CHARACTERS, LINE = 13, 8  # of a legend: in an inch, and those that its lines and gaps would be
 
 
 def line_colors(
@@ -54,9 +55,14 @@ def plain_axes(axes: Axes) -> None:
 
 
 def legend_below(figure: Figure, handles: Sequence[Artist], columns: int = 4) -> None:
-    """Put the legend below all panels, where no line can run through it; higher by its rows."""
+    """Put the legend below all panels, where no line can run through it.
+
+    It has fewer columns where labels are long, and the figure grows by its rows.
+    """
     if not handles:
         return
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    columns = max(1, min(columns, int(CHARACTERS * figure.get_figwidth() / (longest + LINE))))
     figure.legend(
         handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8,
         labelcolor=TEXT,
@@ -65,7 +71,11 @@ def legend_below(figure: Figure, handles: Sequence[Artist], columns: int = 4) ->
 
 
 def log_ticks(axis: Axis, values: Sequence[float]) -> None:
-    """Write plain numbers, more of each decade where there are few decades."""
+    """Write plain numbers, more of each decade where there are few decades.
+
+    Values without a place on the axis (0, NaN) play no part.
+    """
+    values = [value for value in values if 0 < value < math.inf]
     low, high = min(values, default=1.0) / 1.5, max(values, default=1.0) * 1.5
     digits = (1.0, 2.0, 5.0) if high / low > 16 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
