@@ -25,7 +25,8 @@ def check_checkpointing(checkpointing: object) -> None:
     Raises:
         ValueError: if it is another.
     """
-    if not isinstance(checkpointing, bool) and checkpointing != "mixers":
+    is_named = isinstance(checkpointing, str) and checkpointing == "mixers"
+    if not is_named and not isinstance(checkpointing, bool):
         raise ValueError(f'checkpointing must be False, True or "mixers", got {checkpointing!r}')
 
 
