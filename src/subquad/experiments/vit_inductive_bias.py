@@ -3,10 +3,10 @@
 Source    Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", section 4.3, Figures 3 and 4.
 Claim     No numbers in the text: with few images (9 million of JFT) a ResNet of the same cost is
           ahead of ViT-B/32, with 90 million and more behind it.
-Expected  laptop: the ResNet and the hybrid ahead of the ViT everywhere, most with few images; with
-          all pixels scrambled by one permutation the hybrid and the ResNet lose most, the LSTM too,
-          the ViT nothing, and plain layers over all pixels neither: what those lose or win is
-          chance.
+Expected  laptop: with pixels in order the ResNet and the hybrid ahead of the ViT, most with few
+          images; with all of them scrambled by one permutation the hybrid loses most, then the
+          ResNet and the LSTM, the ViT nothing, and plain layers over all pixels neither: what
+          those lose or win is chance.
 Cost      smoke: seconds. laptop: 48 rows (6 networks, 4 numbers of images, order and scrambled), 40
           to 50 minutes altogether on one CPU core. long: 10 times as many updates. paper: 300
           epochs of 60,000 images, for a GPU. --estimate says what a scale costs here.
