@@ -310,8 +310,8 @@ def _vit(report: Report) -> list[Table]:
         "model", "tokens", "pass", "mixer", "median", "IQR", "images/s", "× softmax", "memory",
     )  # fmt: skip
     note = (
-        "× softmax: how many times faster than scaled_dot_product_attention. Again: the mixer keeps "
-        "its input alone for the backward pass, and runs again there. Memory: the peak of a "
+        "× softmax: how many times faster than scaled_dot_product_attention. Again: the mixer "
+        "keeps its input alone for the backward pass, and runs again there. Memory: the peak of a "
         "forward and backward pass beyond weights and input, gradients included."
     )
     return [Table(title="Vision Transformers", header=header, rows=lines, note=note)]
